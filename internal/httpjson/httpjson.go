@@ -1,0 +1,212 @@
+// Package httpjson is how Silk's programs speak JSON over HTTP: one table from fault kinds to statuses used in both
+// directions, bounded bodies, admission, and a client with timeouts and bounded answers.
+//
+// It knows routes and types of nobody; leasehttp and its siblings say what is served.
+package httpjson
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"time"
+
+	"code.cloudfoundry.org/silk/fault"
+)
+
+// statuses is the one table between kinds and HTTP. Where two kinds share a status, the first is what a client reads.
+var statuses = []struct {
+	kind   fault.Kind
+	status int
+}{
+	{fault.Invalid, http.StatusBadRequest},
+	{fault.NotFound, http.StatusNotFound},
+	{fault.Conflict, http.StatusConflict},
+	{fault.Exhausted, http.StatusConflict},
+	{fault.Denied, http.StatusForbidden},
+	{fault.Unavailable, http.StatusServiceUnavailable},
+	{fault.Internal, http.StatusInternalServerError},
+}
+
+// Status returns the HTTP status of a kind.
+func Status(k fault.Kind) int {
+	for _, s := range statuses {
+		if s.kind == k {
+			return s.status
+		}
+	}
+	return http.StatusInternalServerError
+}
+
+// Kind returns what a status that is not a success means to a client.
+func Kind(status int) fault.Kind {
+	switch status {
+	case http.StatusUnauthorized:
+		return fault.Denied
+	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusGatewayTimeout:
+		return fault.Unavailable
+	}
+	for _, s := range statuses {
+		if s.status == status {
+			return s.kind
+		}
+	}
+	if status/100 == 4 {
+		return fault.Invalid
+	}
+	return fault.Internal
+}
+
+// Body is the shape of every error answer.
+type Body struct {
+	Error string `json:"error"`
+}
+
+// Write sends v as JSON with the given status.
+func Write(w http.ResponseWriter, status int, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		status, b = http.StatusInternalServerError, []byte(`{"error":"encode answer"}`)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+	w.WriteHeader(status)
+	w.Write(b)
+}
+
+// Fail sends err. Its text goes out only when its kind is not Internal or Unavailable; of those the caller learns what
+// (such as "acquire lease") could not be done, and the log the cause.
+func Fail(w http.ResponseWriter, log *slog.Logger, what string, err error) {
+	kind := fault.Of(err)
+	text := what + ": " + err.Error()
+	if kind == fault.Internal || kind == fault.Unavailable {
+		log.Error("request failed", "operation", what, "error", err)
+		text = what + ": " + kind.Error() + ": see the log of the server"
+	}
+	if kind == fault.Unavailable {
+		w.Header().Set("Retry-After", "1")
+	}
+	Write(w, Status(kind), Body{text})
+}
+
+// Read decodes the body of r, at most limit bytes of JSON, into v. What is wrong with it is fault.Invalid.
+func Read(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
+	if err := d.Decode(v); err != nil {
+		return fault.New(fault.Invalid, fmt.Errorf("read body: %w", err))
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return fault.Invalidf("read body: more than one JSON value")
+	}
+	return nil
+}
+
+// Admit lets at most n requests into next at a time and answers 503 with Retry-After to those that have
+// waited for wait without a place.
+func Admit(n int, wait time.Duration, next http.Handler) http.Handler {
+	places := make(chan struct{}, n)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case places <- struct{}{}:
+		default:
+			t := time.NewTimer(wait)
+			defer t.Stop()
+			select {
+			case places <- struct{}{}:
+			case <-r.Context().Done():
+				return
+			case <-t.C:
+				w.Header().Set("Retry-After", "1")
+				Write(w, http.StatusServiceUnavailable, Body{"too many requests at once: try again later"})
+				return
+			}
+		}
+		defer func() { <-places }()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// Client calls a JSON API. It is safe for concurrent use.
+type Client struct {
+	Base  string // "https://controller:4103", without a final slash
+	HTTP  *http.Client
+	Limit int64 // of an answer in bytes; default 64 MiB
+}
+
+// Do sends in (nil for none) and decodes a 2xx answer into out (nil for none). A server that cannot be reached or does not
+// answer in time is fault.Unavailable; other statuses are what Kind makes of them, with the server's error text.
+func (c *Client) Do(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.Base+path, body)
+	if err != nil {
+		return fault.New(fault.Invalid, err)
+	}
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	req.Header.Set("Accept", "application/json")
+	resp, err := c.HTTP.Do(req)
+	if err != nil {
+		return fault.New(fault.Unavailable, err)
+	}
+	defer resp.Body.Close()
+	limit := c.Limit
+	if limit == 0 {
+		limit = 64 << 20
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	switch {
+	case err != nil:
+		return fault.New(fault.Unavailable, fmt.Errorf("%s %s: read answer: %w", method, path, err))
+	case int64(len(b)) > limit:
+		return fmt.Errorf("%s %s: answer is longer than %d bytes", method, path, limit)
+	case resp.StatusCode/100 != 2:
+		return fault.New(Kind(resp.StatusCode), &StatusError{resp.StatusCode, errorText(b), RetryAfter(resp.Header)})
+	case out == nil:
+		return nil
+	}
+	if err := json.Unmarshal(b, out); err != nil {
+		return fmt.Errorf("%s %s: answer is not what was expected: %w", method, path, err)
+	}
+	return nil
+}
+
+// StatusError is an answer that is not a success.
+type StatusError struct {
+	Status     int
+	Text       string
+	RetryAfter time.Duration // 0: the server did not say
+}
+
+// Error returns "http status N: text".
+func (e *StatusError) Error() string { return fmt.Sprintf("http status %d: %s", e.Status, e.Text) }
+
+// RetryAfter reads the header of that name in seconds, 0 if there is none; at most an hour is believed.
+func RetryAfter(h http.Header) time.Duration {
+	n, err := strconv.Atoi(h.Get("Retry-After"))
+	if err != nil || n < 0 {
+		return 0
+	}
+	return min(time.Duration(n), 3600) * time.Second
+}
+
+// errorText returns the error member of a JSON body, otherwise the start of the body itself.
+func errorText(b []byte) string {
+	var body Body
+	if json.Unmarshal(b, &body) == nil && body.Error != "" {
+		return body.Error
+	}
+	return string(bytes.TrimSpace(b[:min(len(b), 512)]))
+}

@@ -1,0 +1,114 @@
+package lease
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"code.cloudfoundry.org/silk/fault"
+)
+
+// Revision numbers the states of a registry. Counters of one epoch are ordered; revisions of different
+// epochs are not. The zero Revision stands for "nothing seen yet".
+type Revision struct {
+	Epoch   string // 1 to 64 letters, digits or hyphens; new with the schema and after a restore
+	Counter uint64
+}
+
+// IsZero reports whether r is the zero Revision.
+func (r Revision) IsZero() bool { return r == Revision{} }
+
+// String returns "epoch.counter", or "" for the zero Revision.
+func (r Revision) String() string {
+	if r.IsZero() {
+		return ""
+	}
+	return r.Epoch + "." + strconv.FormatUint(r.Counter, 10)
+}
+
+// ParseRevision reads what String writes. Anything else is fault.Invalid.
+func ParseRevision(s string) (Revision, error) {
+	if s == "" {
+		return Revision{}, nil
+	}
+	epoch, count, ok := strings.Cut(s, ".")
+	n, err := strconv.ParseUint(count, 10, 64)
+	if !ok || err != nil || epoch == "" || len(epoch) > 64 || strings.Trim(strings.ToLower(epoch), "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+		return Revision{}, fault.Invalidf("revision %q: expected EPOCH.COUNTER as an earlier answer gave it, or nothing", s)
+	}
+	return Revision{epoch, n}, nil
+}
+
+// MarshalText returns String.
+func (r Revision) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText is ParseRevision.
+func (r *Revision) UnmarshalText(b []byte) error {
+	v, err := ParseRevision(string(b))
+	if err == nil {
+		*r = v
+	}
+	return err
+}
+
+// Update is one answer of Registry.Watch. A full update holds every active lease in Set and nothing in Gone;
+// another one holds what was added or changed since the revision asked from, and the subnets that ceased.
+// Count and Sum seal it: after the update is applied there are Count leases whose Digest is Sum.
+type Update struct {
+	Revision Revision
+	Full     bool
+	Set      []Lease
+	Gone     []netip.Prefix
+	Count    int
+	Sum      string
+}
+
+// Changes reports whether u says anything new.
+func (u Update) Changes() bool { return u.Full || len(u.Set) > 0 || len(u.Gone) > 0 }
+
+// Apply returns the leases that hold after u, given those held before it, sorted by subnet. An update that does
+// not add up to its own seal is fault.Invalid: ask again from the zero revision, and change nothing.
+func (u Update) Apply(held []Lease) ([]Lease, error) {
+	all := make(map[netip.Prefix]Lease, len(held)+len(u.Set))
+	if !u.Full {
+		for _, l := range held {
+			all[l.Subnet] = l
+		}
+	}
+	for _, p := range u.Gone {
+		delete(all, p)
+	}
+	for _, l := range u.Set {
+		all[l.Subnet] = l
+	}
+	out := make([]Lease, 0, len(all))
+	for _, l := range all {
+		out = append(out, l)
+	}
+	Sort(out)
+	if len(out) != u.Count || Digest(out) != u.Sum {
+		return nil, fault.Invalidf("leases at revision %v: list of %d is not the one that was sealed with %d: ask for a full list", u.Revision, len(out), u.Count)
+	}
+	return out, nil
+}
+
+// Sort orders leases by subnet, then by underlay address.
+func Sort(ls []Lease) {
+	slices.SortFunc(ls, func(a, b Lease) int {
+		return cmp.Or(a.Subnet.Addr().Compare(b.Subnet.Addr()), cmp.Compare(a.Subnet.Bits(), b.Subnet.Bits()), a.Underlay.Compare(b.Underlay))
+	})
+}
+
+// Digest returns a checksum of sorted leases: 16 hexadecimal digits, the same for equal lists in equal order.
+func Digest(sorted []Lease) string {
+	h := sha256.New()
+	for _, l := range sorted {
+		fmt.Fprintln(h, l)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}
