@@ -119,6 +119,22 @@ func TestDoLeavesTheCallerWhereItWas(t *testing.T) {
 	}
 }
 
+func TestTheMainThreadStaysWhereItWas(t *testing.T) {
+	before, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns := newNS(t)
+	for range 2000 { // the runtime picks the thread
+		if err := ns.Do(func() error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after, err := os.Readlink("/proc/self/ns/net"); err != nil || after != before {
+		t.Errorf("/proc/self/ns/net is %s, %v, was %s", after, err, before)
+	}
+}
+
 func TestNamedNamespace(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x")
 	if err := newNS(t).Bind(path); err != nil {

@@ -26,7 +26,7 @@ func (id NSID) IsZero() bool { return id == NSID{} }
 // OpenNS opens the namespace that path (a bind mount or /proc/PID/ns/net) refers to. A path that does not exist is
 // fs.ErrNotExist; one that is not a network namespace, such as the plain file that a lost mount leaves, as well.
 func OpenNS(path string) (*NS, error) {
-	f, err := os.Open(path)
+	f, err := OpenFile(path, unix.O_RDONLY, 0)
 	if err != nil {
 		if errors.Is(err, unix.ESRCH) { // the process behind /proc/PID went away
 			err = fs.ErrNotExist
@@ -113,12 +113,40 @@ func (n *NS) Do(fn func() error) error {
 	})
 }
 
+// Visit runs fn in the namespace on the calling thread and comes back. It is for programs that do one thing: it saves
+// the thread that Do makes. If there is no way back, the error says so and the thread stays locked to its goroutine.
+func (n *NS) Visit(fn func() error) error {
+	runtime.LockOSThread()
+	home, err := CurrentNS()
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer home.Close()
+	if err := unix.Setns(n.FD(), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("enter network namespace: %w", err)
+	}
+	err = fn()
+	if back := unix.Setns(home.FD(), unix.CLONE_NEWNET); back != nil {
+		return errors.Join(err, fmt.Errorf("leave network namespace: %w", back))
+	}
+	runtime.UnlockOSThread()
+	return err
+}
+
 // onThread runs fn on a locked thread that ends with it: the runtime destroys a thread whose goroutine
 // exits while locked, so a changed namespace cannot leak to other goroutines.
 func onThread(fn func() error) error {
 	errc := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
+		// The main thread cannot be destroyed, and its namespaces are what /proc/PID/ns shows of the process.
+		if unix.Gettid() == unix.Getpid() {
+			errc <- onThread(fn) // on another one, while this goroutine holds the main thread
+			runtime.UnlockOSThread()
+			return
+		}
 		errc <- fn()
 	}()
 	return <-errc
@@ -126,13 +154,13 @@ func onThread(fn func() error) error {
 
 // Sysctl reads a value below /proc/sys of the calling thread's namespace ("net/ipv4/ip_forward"), without the newline.
 func Sysctl(key string) (string, error) {
-	b, err := os.ReadFile("/proc/sys/" + key)
+	b, err := ReadFile("/proc/sys/" + key)
 	return strings.TrimSuffix(string(b), "\n"), err
 }
 
 // SetSysctl writes a value below /proc/sys of the calling thread's namespace.
 func SetSysctl(key, value string) error {
-	f, err := os.OpenFile("/proc/sys/"+key, os.O_WRONLY, 0)
+	f, err := OpenFile("/proc/sys/"+key, unix.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}

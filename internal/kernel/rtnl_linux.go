@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -71,6 +70,9 @@ func (b *Batch) Nest(typ uint16, fn func()) {
 
 // Len returns the number of requests.
 func (b *Batch) Len() int { return len(b.offs) }
+
+// Bytes returns the requests as they would be sent, but for their numbers. It is valid until the next change.
+func (b *Batch) Bytes() []byte { b.finish(); return b.buf }
 
 // Reset empties the batch and keeps its memory.
 func (b *Batch) Reset() { b.buf, b.offs = b.buf[:0], b.offs[:0] }
@@ -156,27 +158,54 @@ const (
 )
 
 // Dial opens an rtnetlink socket in ns, nil for the calling thread's namespace.
-func Dial(ns *NS) (*Conn, error) {
-	var fd int
-	open := func() (err error) {
-		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
-		return err
+func Dial(ns *NS) (*Conn, error) { return dial(ns, unix.NETLINK_ROUTE) }
+
+func dial(ns *NS, protocol int) (*Conn, error) {
+	fd, err := socket(ns, protocol, 0)
+	if err != nil {
+		return nil, err
 	}
-	var err error
+	c := &Conn{fd: fd}
+	setBuffers(fd)
+	// Short acknowledgements with the kernel's own words; filters in dump requests (4.20).
+	unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
+	unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
+	unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	return c, nil
+}
+
+// socket opens a bound netlink socket in ns.
+func socket(ns *NS, protocol, flags int) (fd int, err error) {
+	open := func() error {
+		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|flags, protocol)
+		if err != nil {
+			return err
+		}
+		if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+			unix.Close(fd)
+			return err
+		}
+		return nil
+	}
 	if ns == nil {
 		err = open()
 	} else {
 		err = ns.Do(open)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
+		return -1, fmt.Errorf("open netlink socket of protocol %d: %w", protocol, err)
 	}
-	setBuffers(fd)
-	// Short acknowledgements with the kernel's own words; filters in dump requests (4.20).
-	unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
-	unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
-	unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
-	return &Conn{fd: fd}, nil
+	return fd, nil
+}
+
+// Port returns the socket's address: what Message.Port says of notifications about its requests, where the kernel
+// fills that in (it does not for forwarding entries and removed neighbours).
+func (c *Conn) Port() (uint32, error) {
+	sa, err := unix.Getsockname(c.fd)
+	if err != nil {
+		return 0, fmt.Errorf("read netlink socket's address: %w", err)
+	}
+	return sa.(*unix.SockaddrNetlink).Pid, nil
 }
 
 // setBuffers asks for large socket buffers; without privilege the system's limit must do.
@@ -216,9 +245,9 @@ func (c *Conn) Do(b *Batch) ([]*RequestError, error) {
 		}
 		c.seq += uint32(next - first)
 		if err := unix.Sendto(c.fd, b.buf[b.offs[first]:end], 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-			return refused, fmt.Errorf("send to rtnetlink: %w", err)
+			return refused, fmt.Errorf("send to netlink: %w", err)
 		}
-		err := c.receive(c.seq, func(typ, _ uint16, seq uint32, body []byte) error {
+		err := c.receive(base, c.seq, func(typ, _ uint16, seq uint32, body []byte) error {
 			if typ == unix.NLMSG_ERROR {
 				if e := requestError(body, 0); e != nil {
 					e.Index = first + int(seq-base)
@@ -245,9 +274,11 @@ func (b *Batch) cut(first int) (end, next int) {
 	return len(b.buf), next
 }
 
-// Message is one answer of a dump: its type and what follows the netlink header. It is valid during the call only.
+// Message is one answer or notification: its type, the port of the socket that caused it (see Conn.Port) and what
+// follows the netlink header. It is valid during the call only.
 type Message struct {
 	Type uint16
+	Port uint32
 	Body []byte
 }
 
@@ -266,12 +297,12 @@ func (c *Conn) Dump(b *Batch, begin func(), each func(Message) error) error {
 		c.seq++
 		ne.PutUint32(b.buf[8:], c.seq)
 		if err := unix.Sendto(c.fd, b.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-			return fmt.Errorf("send to rtnetlink: %w", err)
+			return fmt.Errorf("send to netlink: %w", err)
 		}
 		begin()
 		interrupted := false
 		var failed error
-		err := c.receive(c.seq, func(typ, flags uint16, _ uint32, body []byte) error {
+		err := c.receive(c.seq, c.seq, func(typ, flags uint16, _ uint32, body []byte) error {
 			interrupted = interrupted || flags&unix.NLM_F_DUMP_INTR != 0
 			switch {
 			case typ == unix.NLMSG_ERROR || typ == unix.NLMSG_DONE:
@@ -279,7 +310,7 @@ func (c *Conn) Dump(b *Batch, begin func(), each func(Message) error) error {
 					failed = e
 				}
 			case failed == nil && !interrupted:
-				failed = each(Message{typ, body})
+				failed = each(Message{Type: typ, Body: body})
 			}
 			return nil
 		})
@@ -296,8 +327,9 @@ func (c *Conn) Dump(b *Batch, begin func(), each func(Message) error) error {
 	return ErrDumpInterrupted
 }
 
-// receive reads answers up to the acknowledgement of, or the end of the dump for, request last.
-func (c *Conn) receive(last uint32, each func(typ, flags uint16, seq uint32, body []byte) error) error {
+// receive reads answers up to the acknowledgement of, or the end of the dump for, request last. Answers to requests
+// before first are what a failed conversation left behind and are passed over.
+func (c *Conn) receive(first, last uint32, each func(typ, flags uint16, seq uint32, body []byte) error) error {
 	if c.rb == nil {
 		c.rb = make([]byte, rbSize)
 	}
@@ -307,16 +339,18 @@ func (c *Conn) receive(last uint32, each func(typ, flags uint16, seq uint32, bod
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("receive from rtnetlink: %w", err)
+			return fmt.Errorf("receive from netlink: %w", err)
 		}
 		for rest := c.rb[:n]; len(rest) >= unix.NLMSG_HDRLEN; {
 			l := int(ne.Uint32(rest))
 			if l < unix.NLMSG_HDRLEN || l > len(rest) {
-				return fmt.Errorf("receive from rtnetlink: message of %d bytes in %d", l, len(rest))
+				return fmt.Errorf("receive from netlink: message of %d bytes in %d", l, len(rest))
 			}
 			typ, flags, seq := ne.Uint16(rest[4:]), ne.Uint16(rest[6:]), ne.Uint32(rest[8:])
-			if err := each(typ, flags, seq, rest[unix.NLMSG_HDRLEN:l]); err != nil {
-				return err
+			if seq-first <= last-first {
+				if err := each(typ, flags, seq, rest[unix.NLMSG_HDRLEN:l]); err != nil {
+					return err
+				}
 			}
 			if seq == last && (typ == unix.NLMSG_ERROR || typ == unix.NLMSG_DONE) {
 				return nil
@@ -344,6 +378,32 @@ func requestError(body []byte, index int) *RequestError {
 		}
 	}
 	return e
+}
+
+// Get sends the one request in b and calls each for every answer. A refusal is a *RequestError: ENODEV for a link that
+// is not there.
+func (c *Conn) Get(b *Batch, each func(Message) error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b.finish()
+	c.seq++
+	ne.PutUint16(b.buf[6:], ne.Uint16(b.buf[6:])|unix.NLM_F_ACK)
+	ne.PutUint32(b.buf[8:], c.seq)
+	if err := unix.Sendto(c.fd, b.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("send to netlink: %w", err)
+	}
+	var failed error
+	err := c.receive(c.seq, c.seq, func(typ, _ uint16, _ uint32, body []byte) error {
+		if typ == unix.NLMSG_ERROR {
+			if e := requestError(body, 0); e != nil {
+				failed = e
+			}
+		} else if failed == nil {
+			failed = each(Message{Type: typ, Body: body})
+		}
+		return nil
+	})
+	return errors.Join(err, failed)
 }
 
 // Attrs yields the type (without flag bits) and value of each attribute in b. It stops at the first that is malformed.
@@ -375,59 +435,4 @@ func Text(v []byte) string {
 		}
 	}
 	return string(v)
-}
-
-// Watch calls changed for every burst of notifications of the given groups (RTNLGRP_*) in ns until stop is closed. It
-// calls it once when it listens, and also when notifications were lost: a notification means "look again", nothing more.
-func Watch(ns *NS, groups []int, stop <-chan struct{}, changed func()) error {
-	var fd int
-	open := func() (err error) {
-		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
-		if err != nil {
-			return err
-		}
-		if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-			unix.Close(fd)
-			return err
-		}
-		for _, g := range groups {
-			if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g); err != nil {
-				unix.Close(fd)
-				return err
-			}
-		}
-		return nil
-	}
-	var err error
-	if ns == nil {
-		err = open()
-	} else {
-		err = ns.Do(open)
-	}
-	if err != nil {
-		return fmt.Errorf("listen for rtnetlink notifications: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "rtnetlink notifications")
-	done := make(chan struct{})
-	defer func() { close(done); f.Close() }()
-	go func() {
-		select {
-		case <-stop:
-			f.Close()
-		case <-done:
-		}
-	}()
-	changed()
-	buf := make([]byte, rbSize)
-	for {
-		_, err := f.Read(buf)
-		switch {
-		case err == nil || errors.Is(err, unix.ENOBUFS):
-			changed()
-		case errors.Is(err, os.ErrClosed):
-			return nil
-		default:
-			return fmt.Errorf("receive rtnetlink notifications: %w", err)
-		}
-	}
 }

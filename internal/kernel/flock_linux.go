@@ -1,0 +1,54 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"code.cloudfoundry.org/silk/fault"
+	"golang.org/x/sys/unix"
+)
+
+// Flock takes the exclusive advisory lock on f, which closing f lets go (also when the process dies). It waits until ctx
+// ends and is then fault.Unavailable; f must in that case be closed and not be used again.
+func Flock(ctx context.Context, f *os.File) error {
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			if !errors.Is(err, unix.EWOULDBLOCK) {
+				return fmt.Errorf("lock %s: %w", f.Name(), err)
+			}
+			break
+		}
+	}
+	// The kernel offers no wait with a limit. The waiter works on a descriptor of its own: if nobody waits for it any more
+	// when it gets the lock, it lets go at once.
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	got := make(chan error, 1)
+	go func() {
+		for {
+			err := unix.Flock(fd, unix.LOCK_EX)
+			if !errors.Is(err, unix.EINTR) {
+				got <- err
+				unix.Close(fd) // the lock belongs to the open file, which f still refers to
+				return
+			}
+		}
+	}()
+	select {
+	case err := <-got:
+		if err != nil {
+			return fmt.Errorf("lock %s: %w", f.Name(), err)
+		}
+		return nil
+	case <-ctx.Done():
+		return fault.Unavailablef("lock %s: another process held it for too long: %w", f.Name(), ctx.Err())
+	}
+}
