@@ -13,6 +13,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -71,8 +72,21 @@ type Body struct {
 func Write(w http.ResponseWriter, status int, v any) {
 	b, err := json.Marshal(v)
 	if err != nil {
-		status, b = http.StatusInternalServerError, []byte(`{"error":"encode answer"}`)
+		status, b = http.StatusInternalServerError, []byte(`{"error": "encode answer"}`)
 	}
+	writeBytes(w, status, b)
+}
+
+// WriteError sends the error body {"error": "text"} as the deployed servers spell it, with one space, but always as valid JSON.
+func WriteError(w http.ResponseWriter, status int, text string) {
+	b, err := json.Marshal(text)
+	if err != nil {
+		b = []byte(`"encode answer"`)
+	}
+	writeBytes(w, status, slices.Concat([]byte(`{"error": `), b, []byte{'}'}))
+}
+
+func writeBytes(w http.ResponseWriter, status int, b []byte) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
 	w.WriteHeader(status)
@@ -91,7 +105,7 @@ func Fail(w http.ResponseWriter, log *slog.Logger, what string, err error) {
 	if kind == fault.Unavailable {
 		w.Header().Set("Retry-After", "1")
 	}
-	Write(w, Status(kind), Body{text})
+	WriteError(w, Status(kind), text)
 }
 
 // Read decodes the body of r, at most limit bytes of JSON, into v. What is wrong with it is fault.Invalid.
@@ -109,26 +123,40 @@ func Read(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
 // Admit lets at most n requests into next at a time and answers 503 with Retry-After to those that have
 // waited for wait without a place.
 func Admit(n int, wait time.Duration, next http.Handler) http.Handler {
-	places := make(chan struct{}, n)
+	return AdmitTo(make(chan struct{}, n), wait, next)
+}
+
+// AdmitTo is Admit for handlers that share their places: cap(places) requests are served at a time.
+func AdmitTo(places chan struct{}, wait time.Duration, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		select {
 		case places <- struct{}{}:
 		default:
-			t := time.NewTimer(wait)
-			defer t.Stop()
-			select {
-			case places <- struct{}{}:
-			case <-r.Context().Done():
-				return
-			case <-t.C:
-				w.Header().Set("Retry-After", "1")
-				Write(w, http.StatusServiceUnavailable, Body{"too many requests at once: try again later"})
+			if !queue(places, wait, w, r) {
 				return
 			}
 		}
 		defer func() { <-places }()
 		next.ServeHTTP(w, r)
 	})
+}
+
+// queue waits for a place; without one it answers the request and returns false. It is a function of its own so that
+// requests that are served for long do not keep its variables on their stacks.
+//
+//go:noinline
+func queue(places chan struct{}, wait time.Duration, w http.ResponseWriter, r *http.Request) bool {
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case places <- struct{}{}:
+		return true
+	case <-r.Context().Done():
+	case <-t.C:
+	}
+	w.Header().Set("Retry-After", "1")
+	WriteError(w, http.StatusServiceUnavailable, "too many requests at once: try again later")
+	return false
 }
 
 // Client calls a JSON API. It is safe for concurrent use.

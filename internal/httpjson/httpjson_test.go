@@ -38,6 +38,14 @@ func TestKindSurvivesTheWire(t *testing.T) {
 	}
 }
 
+func TestErrorBodyIsSpelledAsDeployed(t *testing.T) {
+	w := httptest.NewRecorder()
+	httpjson.WriteError(w, 500, `relation "subnets"`)
+	if got, want := w.Body.String(), `{"error": "relation \"subnets\""}`; got != want || w.Code != 500 {
+		t.Errorf("answer %d %s, want 500 %s", w.Code, got, want)
+	}
+}
+
 func TestUnreachableIsUnavailable(t *testing.T) {
 	c := &httpjson.Client{Base: "http://127.0.0.1:1", HTTP: &http.Client{Timeout: time.Second}}
 	if err := c.Do(t.Context(), "GET", "/", nil, nil); !errors.Is(err, fault.Unavailable) {
