@@ -52,7 +52,17 @@ func (l Lease) Kind() Kind {
 func (l Lease) Base() netip.Addr { return l.Subnet.Addr() }
 
 // String returns "underlay subnet mac".
-func (l Lease) String() string { return fmt.Sprintf("%v %v %v", l.Underlay, l.Subnet, l.MAC) }
+func (l Lease) String() string { return string(l.appendTo(nil)) }
+
+// appendTo appends String to b. Lists of thousands are digested for every change.
+func (l Lease) appendTo(b []byte) []byte {
+	if !l.Underlay.IsValid() || !l.Subnet.IsValid() {
+		return fmt.Appendf(b, "%v %v %v", l.Underlay, l.Subnet, l.MAC)
+	}
+	b = append(l.Underlay.AppendTo(b), ' ')
+	b = append(l.Subnet.AppendTo(b), ' ')
+	return l.MAC.appendTo(b)
+}
 
 // Validate reports, as fault.Invalid, a lease that no pool could have given: an address that is missing, an
 // unmasked subnet, or a MAC that is not the subnet's.

@@ -1,7 +1,10 @@
 package lease_test
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -130,5 +133,32 @@ func TestValidate(t *testing.T) {
 		if err := l.Validate(); !errors.Is(err, fault.Invalid) {
 			t.Errorf("%s: %v, want an Invalid fault", name, err)
 		}
+	}
+}
+
+// TestDigestIsOfTheText pins what clients and servers of different versions must agree on.
+func TestDigestIsOfTheText(t *testing.T) {
+	var ls []lease.Lease
+	h := sha256.New()
+	for i := range 1000 {
+		l := of(fmt.Sprintf("10.0.%d.%d", i/256, i%256), fmt.Sprintf("10.%d.%d.0/24", i/256, i%256))
+		if i == 500 {
+			l = lease.Lease{}
+		}
+		ls = append(ls, l)
+		fmt.Fprintf(h, "%v %v %v\n", l.Underlay, l.Subnet, l.MAC)
+	}
+	if got, want := lease.Digest(ls), hex.EncodeToString(h.Sum(nil)[:8]); got != want {
+		t.Errorf("Digest = %v, want %v", got, want)
+	}
+}
+
+func BenchmarkDigest10000(b *testing.B) {
+	ls := make([]lease.Lease, 10000)
+	for i := range ls {
+		ls[i] = of(fmt.Sprintf("10.0.%d.%d", i/256, i%256), fmt.Sprintf("10.%d.%d.0/24", i/256, i%256))
+	}
+	for b.Loop() {
+		lease.Digest(ls)
 	}
 }

@@ -39,16 +39,17 @@ func ParseMAC(s string) (MAC, error) {
 }
 
 // String returns the address in lower case with colons.
-func (m MAC) String() string {
+func (m MAC) String() string { return string(m.appendTo(make([]byte, 0, 17))) }
+
+func (m MAC) appendTo(b []byte) []byte {
 	const digits = "0123456789abcdef"
-	b := make([]byte, 0, 17)
 	for i, o := range m {
 		if i > 0 {
 			b = append(b, ':')
 		}
 		b = append(b, digits[o>>4], digits[o&15])
 	}
-	return string(b)
+	return b
 }
 
 // MarshalText returns String.

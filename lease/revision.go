@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -100,15 +99,26 @@ func (u Update) Apply(held []Lease) ([]Lease, error) {
 // Sort orders leases by subnet, then by underlay address.
 func Sort(ls []Lease) {
 	slices.SortFunc(ls, func(a, b Lease) int {
-		return cmp.Or(a.Subnet.Addr().Compare(b.Subnet.Addr()), cmp.Compare(a.Subnet.Bits(), b.Subnet.Bits()), a.Underlay.Compare(b.Underlay))
+		return cmp.Or(compare(a.Subnet, b.Subnet), a.Underlay.Compare(b.Underlay))
 	})
+}
+
+// compare orders subnets by first address, wider ones first.
+func compare(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
 // Digest returns a checksum of sorted leases: 16 hexadecimal digits, the same for equal lists in equal order.
 func Digest(sorted []Lease) string {
 	h := sha256.New()
+	b := make([]byte, 0, 8<<10)
 	for _, l := range sorted {
-		fmt.Fprintln(h, l)
+		b = append(l.appendTo(b), '\n')
+		if len(b) > cap(b)-256 {
+			h.Write(b)
+			b = b[:0]
+		}
 	}
+	h.Write(b)
 	return hex.EncodeToString(h.Sum(nil)[:8])
 }
