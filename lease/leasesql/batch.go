@@ -1,0 +1,303 @@
+package leasesql
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/internal/sqldb"
+	"code.cloudfoundry.org/silk/lease"
+)
+
+// call is a request on its way to the keeper. The keeper answers each exactly once.
+type call struct {
+	request lease.Request
+	verify  bool // no request: see to it that what is known is the database's newest
+	ctx     context.Context
+	done    chan lease.Verdict // of capacity 1
+}
+
+// gather returns first and what waits behind it, without those whose callers have left. Callers that were answered a moment ago tend to ask again at
+// once: while there are fewer calls than there were callers last time, it waits for them, for as long as the last batch took and 2 ms at
+// most. Otherwise half of the callers would always miss the batch that the other half is in.
+func (k *keeper) gather(first *call) []*call {
+	all := make([]*call, 0, max(16, k.callers))
+	wait := time.NewTimer(min(k.took, longestGather))
+	defer wait.Stop()
+	for c := first; ; {
+		if c.ctx.Err() == nil {
+			all = append(all, c)
+		}
+		if len(all) == maxBatch {
+			return all
+		}
+		select {
+		case c = <-k.s.calls:
+			continue
+		default:
+		}
+		if len(all) >= k.callers {
+			return all
+		}
+		select {
+		case c = <-k.s.calls:
+		case <-wait.C:
+			return all
+		}
+	}
+}
+
+const longestGather = 2 * time.Millisecond
+
+// serve answers calls.
+func (k *keeper) serve(ctx context.Context, calls []*call) {
+	var requests []lease.Request
+	var asked []*call
+	var verify []*call
+	for _, c := range calls {
+		if c.verify {
+			verify = append(verify, c)
+			continue
+		}
+		requests, asked = append(requests, c.request), append(asked, c)
+	}
+	if len(verify) > 0 {
+		err := k.poll(ctx)
+		for _, c := range verify {
+			c.done <- lease.Verdict{Err: err}
+		}
+	}
+	if len(requests) == 0 {
+		return
+	}
+	verdicts, err := k.judge(ctx, requests)
+	if err != nil && len(requests) > 1 && !unavailable(err) && ctx.Err() == nil {
+		k.s.log.Error("batch failed: its requests are tried one by one", "requests", len(requests), "error", err)
+		for i := range requests {
+			v, err := k.judge(ctx, requests[i:i+1])
+			if err != nil {
+				v = []lease.Verdict{{Err: err}}
+			}
+			asked[i].done <- v[0]
+		}
+		return
+	}
+	if ctx.Err() != nil {
+		err = errEnded
+	}
+	for i, c := range asked {
+		v := lease.Verdict{Err: err}
+		if err == nil {
+			v = verdicts[i]
+		}
+		c.done <- v
+	}
+}
+
+// errForeign means that the table subnets has changed behind our back.
+var errForeign = errors.New("table subnets holds what is not known yet")
+
+// judge decides requests. It starts over after it has learnt what others did to the tables.
+func (k *keeper) judge(ctx context.Context, requests []lease.Request) ([]lease.Verdict, error) {
+	ctx, cancel := context.WithTimeout(ctx, batchTime)
+	defer cancel()
+	verdicts := make([]lease.Verdict, len(requests))
+	for tries := 0; ; tries++ {
+		err := k.s.db.Again(ctx, func(n int) error {
+			if n > 0 {
+				if err := k.sync(ctx); err != nil {
+					return err
+				}
+			}
+			return k.attempt(ctx, requests, verdicts, n > 0)
+		})
+		var learn func(context.Context) error
+		switch {
+		case err == nil:
+			return verdicts, nil
+		case errors.Is(err, errForeign):
+			learn = k.learn
+		case sqldb.IsDuplicate(err) && (tries < 3 || len(requests) == 1):
+			learn = k.learnObstacle
+		case missing(err):
+			learn = k.mend
+		default:
+			return nil, err
+		}
+		if tries == 9 {
+			return nil, fmt.Errorf("gave up after %d attempts: %w", tries+1, err)
+		}
+		if err := learn(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// learn finds out what others did.
+func (k *keeper) learn(ctx context.Context) error {
+	_, err := k.reconcile(ctx)
+	return err
+}
+
+// learnObstacle finds out why a row could not be inserted. When it is no lease of another host that stands in its way, but a row that cannot be
+// read, or one with a hardware address that is not its subnet's, then the subnet is left alone for some time.
+func (k *keeper) learnObstacle(ctx context.Context) error {
+	was := k.at.Revision
+	learnt, err := k.reconcile(ctx)
+	if err == nil && !learnt && k.at.Revision == was && len(k.insert) == 1 {
+		k.s.log.Warn("subnet cannot be given out: another row of table subnets stands in its way", "subnet", k.insert[0])
+		k.ledger.Block(k.insert[0])
+	}
+	return err
+}
+
+// attempt decides requests once. Most leave everything as it is: those are settled by one look at the rows of their hosts. The others are judged by the
+// ledger, which need not be at the database's revision, since commit finds that out; synced says that it has just been brought there.
+func (k *keeper) attempt(ctx context.Context, requests []lease.Request, verdicts []lease.Verdict, synced bool) error {
+	hosts := k.hostsToRead(requests)
+	var rows []lease.Row
+	var now int64
+	if len(hosts) > 0 {
+		var err error
+		if rows, now, err = readHosts(ctx, k.s.db, hosts); err != nil {
+			return err
+		}
+	}
+	t, w := k.terms(cmp.Or(now, k.at.now)), &series{dialect: k.s.db.Dialect()}
+	open, touch := k.settle(t, rows, requests, verdicts)
+	if open {
+		switch {
+		case k.agrees(rows, hosts):
+		case synced:
+			return errForeign
+		default:
+			return sqldb.Stale()
+		}
+		d, err := k.decide(ctx, t, rows, requests)
+		if err != nil {
+			return err
+		}
+		if !synced && len(k.ledger.Changes()) == 0 && slices.ContainsFunc(d.Verdicts, refused) {
+			k.ledger.Rollback()
+			return sqldb.Stale() // nothing will be stored that proves the ledger right, and a refusal is too grave to be out of date
+		}
+		copy(verdicts, d.Verdicts)
+		w.remove(d.Delete)
+		w.reclaim(d.Reclaim, t.Expiration)
+		w.insert(d.Insert)
+		touch = d.Touch
+	}
+	before := len(w.list)
+	w.touch(touch)
+	after := len(w.list)
+	counts, err := k.commit(ctx, w, k.at.Epoch)
+	if err != nil {
+		return err
+	}
+	met := int64(0)
+	for _, n := range counts[before:after] {
+		met += n
+	}
+	if met != int64(len(touch)) {
+		return sqldb.Stale() // a lease was taken from its host just before it was renewed: that host must hear of it
+	}
+	return nil
+}
+
+// refused reports whether a verdict says that something is taken.
+func refused(v lease.Verdict) bool {
+	return errors.Is(v.Err, fault.Conflict) || errors.Is(v.Err, fault.Exhausted)
+}
+
+// hostsToRead returns the hosts whose rows matter. Those of which nothing is known, and which want a lease, are not among them, unless
+// they have a row that cannot be read: should they have another, then the insertion of another one fails.
+func (k *keeper) hostsToRead(requests []lease.Request) []netip.Addr {
+	seen := make(map[netip.Addr]bool, len(requests))
+	hosts := make([]netip.Addr, 0, len(requests))
+	unread := map[netip.Addr]bool{}
+	for _, h := range k.unread {
+		unread[h] = true
+	}
+	for _, q := range requests {
+		h := q.Lease.Underlay
+		if _, known := k.ledger.Of(h); seen[h] || !known && !unread[h] && q.Op != lease.Release {
+			continue
+		}
+		seen[h] = true
+		hosts = append(hosts, h)
+	}
+	return hosts
+}
+
+// settle puts the verdicts on requests in their places and returns the rows to renew, provided that no request changes anything else; open says that
+// one does.
+func (k *keeper) settle(t lease.Terms, rows []lease.Row, requests []lease.Request, verdicts []lease.Verdict) (open bool, touch []int64) {
+	byHost := make(map[netip.Addr]*lease.Row, len(rows))
+	for i := range rows {
+		byHost[rows[i].Lease.Underlay] = &rows[i]
+	}
+	touched := map[int64]bool{}
+	for i, q := range requests {
+		row := byHost[q.Lease.Underlay]
+		v, write, ok := t.Settle(k.s.cfg.Pool, q, row)
+		if !ok {
+			return true, nil
+		}
+		if write && !touched[row.ID] {
+			touched[row.ID] = true
+			touch = append(touch, row.ID)
+		}
+		verdicts[i] = v
+	}
+	return false, touch
+}
+
+// decide judges requests by the ledger.
+func (k *keeper) decide(ctx context.Context, t lease.Terms, rows []lease.Row, requests []lease.Request) (lease.Decision, error) {
+	d := lease.Decide(k.ledger, t, rows, nil, requests)
+	for limit := 2 * maxBatch; d.Short != [2]int{}; limit *= 8 {
+		expired, err := readExpired(ctx, k.s.db, t.Expiration, limit)
+		if err != nil {
+			k.ledger.Rollback()
+			return lease.Decision{}, err
+		}
+		k.ledger.Rollback()
+		if !k.agrees(expired, nil) {
+			return lease.Decision{}, errForeign
+		}
+		d = lease.Decide(k.ledger, t, rows, expired, requests)
+		if len(expired) < limit {
+			break
+		}
+	}
+	k.insert = k.insert[:0]
+	for _, l := range d.Insert {
+		k.insert = append(k.insert, l.Subnet)
+	}
+	return d, nil
+}
+
+// agrees reports whether rows, and the lack of a row for hosts, are what the ledger has.
+func (k *keeper) agrees(rows []lease.Row, hosts []netip.Addr) bool {
+	there := make(map[netip.Addr]bool, len(rows))
+	for _, r := range rows {
+		if r.Invalid {
+			continue
+		}
+		there[r.Lease.Underlay] = true
+		if e, ok := k.ledger.Of(r.Lease.Underlay); !ok || e.Lease != r.Lease {
+			return false
+		}
+	}
+	for _, h := range hosts {
+		if _, ok := k.ledger.Of(h); ok && !there[h] {
+			return false
+		}
+	}
+	return true
+}
