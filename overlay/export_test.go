@@ -1,0 +1,4 @@
+package overlay
+
+// Rewrite reports whether the test run was asked to rewrite its golden files.
+func Rewrite() bool { return *update }

@@ -1,0 +1,193 @@
+package overlay_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/lease"
+	"code.cloudfoundry.org/silk/overlay"
+)
+
+// host is a network namespace that stands for a machine, with an underlay device eth0.
+type host struct {
+	t  testing.TB
+	ns *kernel.NS
+	f  *overlay.Fabric
+}
+
+func newNS(t testing.TB) *kernel.NS {
+	t.Helper()
+	ns, err := kernel.NewNS()
+	testkit.Require(t, "netns", err)
+	t.Cleanup(func() { ns.Close() })
+	return ns
+}
+
+// newHost returns a host whose eth0 has the address, its other end being in the same namespace.
+func newHost(t testing.TB, underlay string) *host {
+	t.Helper()
+	h := &host{t: t, ns: newNS(t)}
+	h.sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1; ip link set lo up; ip link add eth0 type veth peer name wire; ip addr add " + underlay + "/24 dev eth0; ip link set eth0 up; ip link set wire up; sysctl -qw net.ipv6.conf.default.disable_ipv6=0")
+	h.open()
+	return h
+}
+
+func (h *host) open() {
+	h.t.Helper()
+	f, err := overlay.Open(h.ns)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.f = f
+	h.t.Cleanup(func() { f.Close() })
+}
+
+// try runs shell commands on the host.
+func (h *host) try(script string) (string, error) {
+	var out []byte
+	err := h.ns.Do(func() (err error) {
+		out, err = exec.Command("sh", "-ec", script).CombinedOutput()
+		return err
+	})
+	if errors.Is(err, exec.ErrNotFound) || bytes.Contains(out, []byte("not found\n")) && bytes.Contains(out, []byte("sh: ")) {
+		testkit.Require(h.t, "tools", fmt.Errorf("%w: %s", err, out))
+	}
+	return string(out), err
+}
+
+func (h *host) sh(script string) string {
+	h.t.Helper()
+	out, err := h.try(script)
+	if err != nil {
+		h.t.Fatalf("%s: %v\n%s", script, err, out)
+	}
+	return out
+}
+
+func newLease(subnet, underlay string) lease.Lease {
+	p := netip.MustParsePrefix(subnet)
+	return lease.Lease{Underlay: netip.MustParseAddr(underlay), Subnet: p, MAC: lease.MACOf(p)}
+}
+
+// example is the worked example of the contract, section 23.
+func example() overlay.Config {
+	return overlay.Config{
+		Device: "silk-vtep", VNI: 1, Port: 4789,
+		Underlay: netip.MustParseAddr("10.0.16.15"),
+		Network:  netip.MustParsePrefix("10.255.0.0/16"),
+		Local:    newLease("10.255.30.0/24", "10.0.16.15"),
+		Peers:    []lease.Lease{newLease("10.255.0.12/32", "10.0.16.20"), newLease("10.255.2.0/24", "10.0.16.16")},
+	}
+}
+
+// manyPeers returns n leases in 10.0.0.0/8, cut into blocks of /26.
+func manyPeers(n int) []lease.Lease {
+	ls := make([]lease.Lease, n)
+	for i := range ls {
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte((i + 4) >> 10), byte((i + 4) >> 2), byte((i + 4) << 6)}), 26)
+		ls[i] = lease.Lease{Underlay: netip.AddrFrom4([4]byte{172, 16 + byte(i>>16), byte(i >> 8), byte(i)}), Subnet: p, MAC: lease.MACOf(p)}
+	}
+	return ls
+}
+
+// large is a configuration with n peers.
+func large(n int) overlay.Config {
+	c := example()
+	c.Underlay = netip.MustParseAddr("192.168.16.15")
+	c.Network = netip.MustParsePrefix("10.0.0.0/8")
+	c.Local = newLease("10.255.30.0/24", "192.168.16.15")
+	c.Peers = manyPeers(n)
+	return c
+}
+
+func (h *host) set(c overlay.Config) overlay.Report {
+	h.t.Helper()
+	r, err := h.f.Set(context.Background(), c)
+	if err != nil {
+		h.t.Fatalf("set: %v (report %+v)", err, r)
+	}
+	return r
+}
+
+// plan returns what a second Fabric, which has seen nothing, would do.
+func (h *host) plan(c overlay.Config) []string {
+	h.t.Helper()
+	lines, err := h.tryPlan(c)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return lines
+}
+
+func (h *host) tryPlan(c overlay.Config) ([]string, error) {
+	f, err := overlay.Open(h.ns)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	lines, _, err := f.Plan(context.Background(), c)
+	return lines, err
+}
+
+// holds fails the test unless the kernel holds exactly what c asks for.
+func (h *host) holds(c overlay.Config) {
+	h.t.Helper()
+	if p := h.plan(c); len(p) > 0 {
+		h.t.Fatalf("after Set there is still to do:\n%s", strings.Join(p, "\n"))
+	}
+}
+
+// dump returns what ip, bridge and nft say of the host, without what counts or varies.
+func (h *host) dump() string {
+	return h.sh("ip -d link show; ip addr show; ip route show table all; ip rule show; ip neigh show nud all; bridge fdb show; nft list ruleset")
+}
+
+// eventually polls until wrong returns "", at most for the time given.
+func eventually(t testing.TB, within time.Duration, wrong func() string) {
+	t.Helper()
+	deadline := time.After(within)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		last := wrong()
+		if last == "" {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("not within %v: %s", within, last)
+		}
+	}
+}
+
+// golden compares text with a file in testdata.
+func golden(t *testing.T, file, got string) {
+	t.Helper()
+	path := "testdata/" + file
+	if overlay.Rewrite() {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(want) != got {
+		t.Errorf("%s: got\n%s\nwant\n%s", path, got, want)
+	}
+}
+
+func pid() int { return os.Getpid() }
