@@ -1,0 +1,181 @@
+package endpoint
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/internal/kernel"
+)
+
+// Spec says what to attach and how.
+type Spec struct {
+	Key
+	Path      string          // of the container's network namespace
+	Namespace *kernel.NS      // the same, open
+	Subnet    netip.Prefix    // this host's, to take the address from
+	Requested netip.Addr      // the address to have, zero for any
+	MTU       int             // bytes, 68 to 65535
+	Group     string          // policy group
+	Metadata  json.RawMessage // a JSON object or nothing
+	PortMaps  []PortMap
+}
+
+// Attach gives the container its interface, address, routes and record, in the host namespace of the calling thread. If the
+// attachment exists and s asks for nothing else, Attach makes whole what is missing of it. Then it calls more, which
+// may be nil, while the endpoint is still locked; if that fails, a new attachment is undone.
+//
+// fault.Exhausted: the subnet is full. Conflict: the attachment exists with another configuration, or the requested
+// address or the interface's name is taken. Invalid: s can never be attached. After an error nothing is left of a new
+// attachment, or what could not be undone is still recorded, for Detach.
+func (d *Dir) Attach(ctx context.Context, s Spec, more func(Record) error) (Record, error) {
+	s.Subnet = s.Subnet.Masked()
+	if err := s.validate(); err != nil {
+		return Record{}, err
+	}
+	id, err := s.Namespace.ID()
+	if err != nil {
+		return Record{}, err
+	}
+	host, err := kernel.Dial(nil)
+	if err != nil {
+		return Record{}, err
+	}
+	defer host.Close()
+	for {
+		h, ix, err := d.reserve(ctx, host, s, id)
+		if err != nil {
+			return Record{}, err
+		}
+		r, again, err := d.attach(host, h, ix, s, id, more)
+		h.release()
+		if !again {
+			return r, err
+		}
+	}
+}
+
+func (s *Spec) validate() error {
+	switch {
+	case s.Network == "" || s.Container == "" || s.Interface == "" || strings.ContainsAny(s.Network+s.Container, "@/~") || strings.ContainsRune(s.Interface, '/'):
+		return fault.Invalidf("endpoint %q on network %q, container %q: expected names as in the CNI specification", s.Interface, s.Network, s.Container)
+	case len(s.prefix())+len("255.255.255.255") > maxName:
+		return fault.Invalidf("names of network, container and interface are %d bytes long together: expected at most %d", len(s.prefix())-3, maxName-len("255.255.255.255")-3)
+	case len(s.Interface) > 15:
+		return fault.Invalidf("interface %q: expected at most 15 bytes", s.Interface)
+	case s.MTU < 68 || s.MTU > 65535:
+		return fault.Invalidf("MTU %d: expected 68 to 65535 bytes", s.MTU)
+	case s.Requested.IsValid() && !s.Requested.Is4():
+		return fault.Invalidf("requested address %v: expected an IPv4 address", s.Requested)
+	}
+	return nil
+}
+
+// attach wires the endpoint that h holds. again tells that its record was of no use and is gone.
+func (d *Dir) attach(host *kernel.Conn, h *hold, ix indexes, s Spec, id kernel.NSID, more func(Record) error) (r Record, again bool, err error) {
+	if !h.fresh {
+		whole, err := d.resume(host, h, s, id)
+		switch {
+		case errors.Is(err, errStale):
+			return Record{}, true, d.erase(host, h, nil)
+		case err != nil:
+			return Record{}, false, err
+		case whole:
+			return h.record, false, run(more, h.record)
+		}
+		now, err := routed(host, h.record.Address())
+		if err == nil && now.by != "" {
+			err = fault.Conflictf("address %v of endpoint %v is taken by %s", h.record.Address(), h.key, now.by)
+		}
+		if err != nil {
+			return Record{}, false, err
+		}
+		ix = now.ix
+	}
+	err = d.wire(host, h.record, ix, s.Namespace)
+	if err == nil {
+		err = run(more, h.record)
+	}
+	if err == nil {
+		return h.record, false, nil
+	}
+	if errors.Is(err, errNotOurs) {
+		return Record{}, false, errors.Join(err, d.forget(h))
+	}
+	return Record{}, false, errors.Join(err, d.erase(host, h, nil))
+}
+
+func run(more func(Record) error, r Record) error {
+	if more == nil {
+		return nil
+	}
+	return more(r)
+}
+
+// errStale marks a record that nothing in the kernel belongs to any more.
+var errStale = errors.New("stale")
+
+// resume decides what an ADD of a known endpoint means: whole tells that nothing is to be done, an error that it cannot be,
+// errStale that the record is to be replaced; otherwise the kernel's objects, none of which is left, are to be made again.
+func (d *Dir) resume(host *kernel.Conn, h *hold, s Spec, id kernel.NSID) (whole bool, err error) {
+	if h.damaged != nil {
+		return false, errStale
+	}
+	r := h.record
+	live, err := exists(host, r.Device)
+	if err != nil {
+		return false, err
+	}
+	if diff := r.differs(s, id); diff != "" {
+		if !live {
+			return false, errStale // its namespace is gone and took the devices along
+		}
+		return false, fault.Conflictf("endpoint %v exists with another %s: detach it first", r.Key, diff)
+	}
+	if live {
+		diffs, err := differences(host, r, s.Namespace)
+		if err != nil {
+			return false, err
+		}
+		if !slices.ContainsFunc(diffs, Difference.severs) {
+			return true, nil
+		}
+		if err := unwire(host, r.Device); err != nil {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+// differs names the first thing in which s is not what r records, "" when there is none. The MTU and the subnet are not
+// the runtime's to choose: an endpoint keeps those it has.
+func (r Record) differs(s Spec, id kernel.NSID) string {
+	switch {
+	case r.Namespace != id:
+		return fmt.Sprintf("network namespace (%s)", r.Path)
+	case r.Group != s.Group:
+		return fmt.Sprintf("policy group (%q)", r.Group)
+	case !bytes.Equal(r.Metadata, compact(s.Metadata)):
+		return "metadata"
+	case r.Requested != s.Requested && s.Requested.IsValid() && s.Requested != r.Address():
+		return fmt.Sprintf("address (%v)", r.Address())
+	case !slices.Equal(r.PortMaps, s.PortMaps):
+		return "set of port mappings"
+	}
+	return ""
+}
+
+// compact returns a value without white space, as records hold it.
+func compact(v json.RawMessage) json.RawMessage {
+	var b bytes.Buffer
+	if len(v) == 0 || json.Compact(&b, v) != nil {
+		return v
+	}
+	return b.Bytes()
+}

@@ -1,0 +1,207 @@
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"code.cloudfoundry.org/silk/internal/kernel"
+)
+
+// Detach removes everything that Attach made for k, in the host namespace of the calling thread, calls more, which may be
+// nil, and then forgets the endpoint. What is gone already is no error. A record that cannot be read is removed for
+// what its name says; more then gets that much. Without a record Detach looks into ns, which may be nil: an
+// interface there that Attach made is removed, and more is called with what can be told from it.
+func (d *Dir) Detach(ctx context.Context, k Key, ns *kernel.NS, more func(Record) error) error {
+	host, err := kernel.Dial(nil)
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	if err := d.tidy(ctx); err != nil {
+		return err
+	}
+	e, there, err := d.find(k)
+	if err != nil {
+		return err
+	}
+	if there {
+		h, err := d.hold(ctx, e)
+		if err != nil {
+			return err
+		}
+		if h != nil {
+			defer h.release()
+			return d.erase(host, h, more)
+		}
+	}
+	r := Record{Key: k}
+	if ns != nil {
+		if err := ns.Visit(func() (err error) { r, err = detachUnrecorded(k); return err }); err != nil {
+			return err
+		}
+		if err := flush(r); err != nil {
+			return err
+		}
+	}
+	return run(more, r)
+}
+
+// tidy removes what a killed process was writing, if there is any.
+func (d *Dir) tidy(ctx context.Context) error {
+	files, err := d.files()
+	if err != nil || !slices.ContainsFunc(files, func(f string) bool { return strings.HasPrefix(f, tempFile) }) {
+		return err
+	}
+	g, err := d.lock(ctx) // or it is being written now
+	if err != nil {
+		return err
+	}
+	defer g.unlock()
+	_, err = d.sweep()
+	return err
+}
+
+// erase removes what the held record stands for and, when all of that is gone, the record.
+func (d *Dir) erase(host *kernel.Conn, h *hold, more func(Record) error) error {
+	if err := unwire(host, h.record.Device); err != nil {
+		return err
+	}
+	if err := flush(h.record); err != nil {
+		return err
+	}
+	if err := run(more, h.record); err != nil {
+		return err
+	}
+	return d.forget(h)
+}
+
+// flush forgets the connections that the kernel tracks for r's addresses.
+func flush(r Record) error {
+	for _, a := range r.Addresses {
+		if err := kernel.FlushConntrack(a.Addr()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// detachUnrecorded removes k's interface from the calling thread's namespace if Attach made it, as its hardware address and
+// its addresses tell, and returns what they say.
+func detachUnrecorded(k Key) (Record, error) {
+	r := Record{Key: k}
+	c, err := kernel.Dial(nil)
+	if err != nil {
+		return r, err
+	}
+	defer c.Close()
+	l, err := observeLink(c, k.Interface)
+	if err != nil || l.index == 0 {
+		return r, err
+	}
+	if l.kind != "veth" || l.mac[0] != 0xee || l.mac[1] != 0xee {
+		return r, nil
+	}
+	a := netip.AddrFrom4([4]byte(l.mac[2:]))
+	addrs, err := observeAddrs(c, l.index)
+	if err != nil {
+		return r, err
+	}
+	for _, x := range addrs {
+		if x.local == a && x.peer == Gateway {
+			r.Addresses = []netip.Prefix{netip.PrefixFrom(a, 32)}
+			r.name()
+			return r, unwire(c, k.Interface)
+		}
+	}
+	return r, nil
+}
+
+// atOnce bounds how many endpoints Collect removes side by side. Each removal waits tens of milliseconds for the kernel, and
+// the waits overlap.
+const atOnce = 64
+
+// Collect detaches every endpoint of the network that valid does not list, in the host namespace of the calling thread, and
+// returns how many it removed. It calls more, one call at a time, as Detach does. It goes on after failures and
+// returns them joined. No endpoint of the network can be attached meanwhile.
+func (d *Dir) Collect(ctx context.Context, network string, valid []Key, more func(Record) error) (int, error) {
+	g, err := d.lock(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer g.unlock()
+	names, err := d.sweep()
+	if err != nil {
+		return 0, err
+	}
+	keep := make(map[string]bool, len(valid))
+	for _, k := range valid {
+		k.Network = network
+		keep[k.prefix()] = true
+	}
+	host, err := kernel.CurrentNS()
+	if err != nil {
+		return 0, err
+	}
+	defer host.Close()
+	c := collector{dir: d, host: host, more: more}
+	limit := make(chan struct{}, atOnce)
+	var wg sync.WaitGroup
+	for _, e := range names {
+		if e.key.Network != network || keep[e.file[:strings.LastIndexByte(e.file, '@')+1]] {
+			continue
+		}
+		limit <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-limit }()
+			c.add(e, c.remove(ctx, e))
+		})
+	}
+	wg.Wait()
+	return c.removed, errors.Join(c.errs...)
+}
+
+// collector is the shared state of one Collect.
+type collector struct {
+	dir  *Dir
+	host *kernel.NS
+	more func(Record) error
+
+	mu      sync.Mutex
+	removed int
+	errs    []error
+}
+
+func (c *collector) add(e entry, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil {
+		c.errs = append(c.errs, fmt.Errorf("remove endpoint %v: %w", e.key, err))
+		return
+	}
+	c.removed++
+}
+
+func (c *collector) remove(ctx context.Context, e entry) error {
+	h, err := c.dir.hold(ctx, e)
+	if h == nil || err != nil {
+		return err
+	}
+	defer h.release()
+	return c.host.Do(func() error {
+		conn, err := kernel.Dial(nil)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		return c.dir.erase(conn, h, func(r Record) error {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return run(c.more, r)
+		})
+	})
+}

@@ -1,0 +1,258 @@
+package endpoint
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/internal/kernel"
+	"golang.org/x/sys/unix"
+)
+
+// hold is a record that this process works on: the lock on its file keeps others from the same endpoint. A process that
+// dies lets go of it.
+type hold struct {
+	entry
+	f       *os.File
+	record  Record
+	damaged error // why record is only what the file's name tells
+	fresh   bool  // made by this process
+}
+
+func (h *hold) release() { h.f.Close() }
+
+// forget removes the record.
+func (d *Dir) forget(h *hold) error {
+	if err := os.Remove(filepath.Join(d.path, h.file)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("forget endpoint %v: %w", h.key, err)
+	}
+	return nil
+}
+
+// hold takes the lock on e's record; nil when the record went away meanwhile.
+func (d *Dir) hold(ctx context.Context, e entry) (*hold, error) {
+	f, err := kernel.OpenFile(filepath.Join(d.path, e.file), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock endpoint %v: %w", e.key, err)
+	}
+	if err := kernel.Flock(ctx, f); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock endpoint %v: %w", e.key, err)
+	}
+	ours, err1 := f.Stat()
+	now, err2 := os.Stat(filepath.Join(d.path, e.file))
+	if err1 != nil || err2 != nil || !os.SameFile(ours, now) {
+		f.Close()
+		if err1 == nil && (err2 == nil || errors.Is(err2, fs.ErrNotExist)) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("lock endpoint %v: %w", e.key, errors.Join(err1, err2))
+	}
+	h := &hold{entry: e, f: f}
+	h.record, h.damaged = decode(f, e)
+	if h.damaged != nil {
+		h.record = recordOf(e)
+	}
+	return h, nil
+}
+
+// recordOf returns what the name of a file tells about a record.
+func recordOf(e entry) Record {
+	r := Record{Key: e.key}
+	for _, a := range e.addresses {
+		r.Addresses = append(r.Addresses, netip.PrefixFrom(a, a.BitLen()))
+	}
+	r.name()
+	return r
+}
+
+// name fills in what follows from the address.
+func (r *Record) name() {
+	r.Device = Device(r.Address())
+	if r.Device != "" {
+		r.HostMAC, r.ContainerMAC = macs(r.Address())
+	}
+}
+
+// reserve returns s's record, locked: the one there is, or a new one with an address of its own and the device numbers for it.
+func (d *Dir) reserve(ctx context.Context, host *kernel.Conn, s Spec, id kernel.NSID) (*hold, indexes, error) {
+	// Encoding for the first time takes longer than all that is done under the lock. Nobody should have to wait for it.
+	if _, err := encode(s.record(id, Gateway)); err != nil {
+		return nil, indexes{}, err
+	}
+	for {
+		g, err := d.lock(ctx)
+		if err != nil {
+			return nil, indexes{}, err
+		}
+		names, err := d.sweep()
+		if err != nil {
+			g.unlock()
+			return nil, indexes{}, err
+		}
+		e, there := findKey(names, s.Key)
+		if !there {
+			defer g.unlock()
+			return d.create(host, s, id, names)
+		}
+		g.unlock() // whoever works on the endpoint may take as long as it takes to remove a device
+		h, err := d.hold(ctx, e)
+		if h != nil || err != nil {
+			return h, indexes{}, err
+		}
+	}
+}
+
+// sweep returns the entries and removes what killed processes were writing. The directory is locked.
+func (d *Dir) sweep() ([]entry, error) {
+	files, err := d.files()
+	if err != nil {
+		return nil, err
+	}
+	names := make([]entry, 0, len(files))
+	for _, f := range files {
+		if e, ok := parseName(f); ok {
+			names = append(names, e)
+		} else if strings.HasPrefix(f, tempFile) {
+			os.Remove(filepath.Join(d.path, f))
+		}
+	}
+	return names, nil
+}
+
+// create makes a new record. The directory is locked.
+func (d *Dir) create(host *kernel.Conn, s Spec, id kernel.NSID, names []entry) (*hold, indexes, error) {
+	cursor := cursorFile + strings.ReplaceAll(s.Subnet.String(), "/", "_")
+	last := d.cursor(cursor)
+	if !last.IsValid() {
+		if err := forgetStrangers(s.Subnet); err != nil {
+			return nil, indexes{}, err
+		}
+	}
+	var ix indexes
+	c := choice{subnet: s.Subnet, requested: s.Requested, taken: names, last: last}
+	a, err := c.choose(func(a netip.Addr) (string, error) {
+		h, err := routed(host, a)
+		ix = h.ix
+		return h.by, err
+	})
+	if err != nil {
+		return nil, ix, err
+	}
+	r := s.record(id, a)
+	h := &hold{entry: entry{r.Key.file(r.Addresses), r.Key, []netip.Addr{a}}, record: r, fresh: true}
+	if h.f, err = d.write(h.file, r); err != nil {
+		return nil, ix, fmt.Errorf("record endpoint %v: %w", s.Key, err)
+	}
+	switch { // losing the cursor costs nothing but the order of addresses
+	case !s.Requested.IsValid():
+		d.setCursor(cursor, a)
+	case !last.IsValid():
+		d.setCursor(cursor, s.Subnet.Addr().Next()) // where the round begins
+	}
+	return h, ix, nil
+}
+
+// record returns the record of an endpoint with the address a.
+func (s *Spec) record(id kernel.NSID, a netip.Addr) Record {
+	r := Record{
+		Key: s.Key, Namespace: id, Path: s.Path, Subnet: s.Subnet, Requested: s.Requested, MTU: s.MTU,
+		Group: s.Group, Metadata: compact(s.Metadata), PortMaps: s.PortMaps,
+		Addresses: []netip.Prefix{netip.PrefixFrom(a, a.BitLen())},
+	}
+	r.name()
+	return r
+}
+
+// encode returns a record as its file has it.
+func encode(r Record) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false) // metadata stay as they are, for comparison with the next ADD's
+	if err := e.Encode(r); err != nil {
+		return nil, fmt.Errorf("encode endpoint %v: %w", r.Key, err)
+	}
+	if b.Len() > maxRecord {
+		return nil, fault.Invalidf("record of endpoint %v has %d bytes: expected at most %d", r.Key, b.Len(), maxRecord)
+	}
+	return b.Bytes(), nil
+}
+
+// forgetStrangers makes the kernel forget the connections of all addresses of the subnet that no container has. That is done when
+// the first address of a subnet is given out; from then on Detach sees to it that a free address has none. Doing it for
+// each address when it is given out would cost every ADD two walks of a table that has a lock of its own.
+func forgetStrangers(subnet netip.Prefix) error {
+	p, err := poolOf(subnet)
+	if err != nil {
+		return err
+	}
+	table, err := kernel.OpenConntrack()
+	if err != nil || table == nil {
+		return err
+	}
+	defer table.Close()
+	live, err := Containers(nil)
+	if err != nil {
+		return err
+	}
+	return table.FlushAll(func(a netip.Addr) bool {
+		return p.contains(a) && !slices.ContainsFunc(live, func(c Container) bool { return c.Address == a })
+	})
+}
+
+// cursor returns the address given out last, zero when that is not known.
+func (d *Dir) cursor(file string) netip.Addr {
+	b, err := kernel.ReadFile(filepath.Join(d.path, file))
+	if err != nil {
+		return netip.Addr{}
+	}
+	a, _ := netip.ParseAddr(string(b))
+	return a
+}
+
+func (d *Dir) setCursor(file string, a netip.Addr) {
+	f, err := kernel.OpenFile(filepath.Join(d.path, file), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return
+	}
+	f.WriteString(a.String())
+	f.Close()
+}
+
+// write makes a record's file and returns it locked. It has its name only when it is whole.
+func (d *Dir) write(name string, r Record) (*os.File, error) {
+	b, err := encode(r)
+	if err != nil {
+		return nil, err
+	}
+	// The directory is locked and has been swept: there is one new record at a time.
+	f, err := kernel.OpenFile(filepath.Join(d.path, tempFile+"record"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), filepath.Join(d.path, name))
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
