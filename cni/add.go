@@ -1,0 +1,146 @@
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"code.cloudfoundry.org/silk/endpoint"
+	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/nat"
+)
+
+// add attaches the container.
+func (c *call) add(ctx context.Context) error {
+	if !isNull(c.cfg.PrevResult) {
+		return &failure{code: codeConfig, msg: "silk-cni must be the first plugin of its list", err: errors.New("prevResult: another plugin has made an interface already")}
+	}
+	if err := c.cfg.unsupported(); err != nil {
+		return err
+	}
+	asked := c.inquire()
+	defer asked.drop()
+	spec, err := c.spec()
+	if err != nil {
+		return err
+	}
+	if spec.Namespace, err = c.openNetNS(); err != nil {
+		return err
+	}
+	defer spec.Namespace.Close()
+	dir, err := endpoint.Open(c.cfg.EndpointDir)
+	if err != nil {
+		return failed("open endpoint directory", err)
+	}
+	translated, err := nat.Installed(nil)
+	if err != nil {
+		return failed("set up address translation", err)
+	}
+	n, err := c.discover(asked)
+	if err != nil {
+		return failed("discover network info", err)
+	}
+	if err := c.admit(n); err != nil {
+		return err
+	}
+	spec.Subnet, spec.MTU = n.subnet, n.mtu
+	if !translated || !n.ours() { // our daemon keeps right what is there
+		if err := c.translate(ctx, n); err != nil {
+			return failed("set up address translation", err)
+		}
+	}
+	r, err := dir.Attach(ctx, spec, func(r endpoint.Record) error {
+		if err := c.policyReady(); err != nil { // somebody may have removed the table since
+			return err
+		}
+		if err := c.storePut(ctx, r); err != nil {
+			return failed("write container metadata", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return failed("attach container", err)
+	}
+	c.pokeAgent()
+	if err := c.print(resultOf(c.cfg.CNIVersion, r, c.netns)); err != nil {
+		return errors.Join(err, c.detach(ctx, dir, r.Key, nil))
+	}
+	return nil
+}
+
+// spec returns what the runtime wants, without what the host decides.
+func (c *call) spec() (endpoint.Spec, error) {
+	s := endpoint.Spec{Key: c.key(), Path: c.netns}
+	if !isNull(c.cfg.Metadata) {
+		s.Metadata = c.cfg.Metadata
+	}
+	var err error
+	if s.Group, err = c.group(); err != nil {
+		return s, err
+	}
+	s.Requested, err = c.requested()
+	return s, err
+}
+
+func (c *call) key() endpoint.Key {
+	return endpoint.Key{Network: c.cfg.Name, Container: c.container, Interface: c.ifname}
+}
+
+// admit refuses new containers on a host that cannot have them now.
+func (c *call) admit(n network) error {
+	switch n.status {
+	case statusFenced:
+		return &failure{code: codeTryAgain, msg: "host is fenced", err: errors.New(n.reason), hint: "the host's subnet was given to another host: it takes a new one when its last container has gone"}
+	case statusStarting:
+		return &failure{code: codeTryAgain, msg: "host has no lease", err: errors.New(n.reason), hint: "see why silk-daemon cannot reach silk-controller"}
+	}
+	return c.policyReady()
+}
+
+// policyTable is what the policy agent makes as its first act and never removes: while it is there, traffic of a new
+// container is refused until a rule allows it.
+const policyTable = "silk-policy"
+
+// policyReady refuses to go on when the container would be open because the policy agent has not run.
+func (c *call) policyReady() error {
+	if !c.cfg.policyRequired() {
+		return nil
+	}
+	there, err := kernel.HasTable(nil, policyTable)
+	if err == nil && !there {
+		err = fmt.Errorf("nft table inet %s is absent", policyTable)
+	}
+	if err != nil {
+		return &failure{code: codeTryAgain, msg: "policy is required and not in force", err: err, hint: "start vxlan-policy-agent, or set policy to none"}
+	}
+	return nil
+}
+
+// translate makes sure that the container's traffic can leave the host.
+func (c *call) translate(ctx context.Context, n network) error {
+	no := c.cfg.noMasquerade
+	if len(no) == 0 && n.overlay.IsValid() {
+		no = []netip.Prefix{n.overlay}
+	}
+	return nat.Ensure(ctx, nil, nat.Config{Local: []netip.Prefix{n.subnet}, NoMasquerade: no, VTEP: n.vtep})
+}
+
+// pokeTimeout bounds the wait for the policy agent, without which the container stays closed.
+const pokeTimeout = 5 * time.Second
+
+// pokeAgent asks the policy agent to look for new containers now. That it does not answer is no reason to fail: the
+// container is closed until it has looked, which it does by itself in a while.
+func (c *call) pokeAgent() {
+	if c.cfg.PolicyAgent == "" || !c.cfg.policyRequired() {
+		return
+	}
+	q, err := ask(c.cfg.policyAgent, "/force-policy-poll-cycle", pokeTimeout)
+	if err == nil {
+		_, err = q.answer()
+	}
+	if err != nil {
+		c.warn("policy agent was not told of the container: %v", err)
+	}
+}

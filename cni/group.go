@@ -1,0 +1,81 @@
+package cni
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"unicode"
+)
+
+// maxGroup bounds the name of a policy group in bytes.
+const maxGroup = 255
+
+// group returns the policy group of the container: policy_group_id of the metadata; or what the template policy_group
+// makes of CNI_ARGS and the network configuration; or the network's name. In a template ${args.KEY} stands for an
+// argument and ${config.KEY} for a text in the configuration. One that is missing is an error: a
+// container must not get into a group by leaving something out.
+func (c *call) group() (string, error) {
+	var m struct {
+		Group *string `json:"policy_group_id"`
+	}
+	if !isNull(c.cfg.Metadata) {
+		if err := json.Unmarshal(c.cfg.Metadata, &m); err != nil {
+			return "", badGroup(fmt.Errorf("metadata.policy_group_id: expected a text: %w", err))
+		}
+	}
+	group := c.cfg.Name
+	switch {
+	case m.Group != nil && *m.Group != "":
+		group = *m.Group
+	case c.cfg.PolicyGroup != "":
+		var err error
+		if group, err = c.expand(c.cfg.PolicyGroup); err != nil {
+			return "", badGroup(err)
+		}
+	}
+	if len(group) > maxGroup || group == "" || strings.ContainsFunc(group, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return "", badGroup(fmt.Errorf("%q: expected 1 to %d bytes of printable text", group, maxGroup))
+	}
+	return group, nil
+}
+
+func badGroup(err error) error {
+	return &failure{code: codeConfig, msg: "invalid policy group", err: err}
+}
+
+// expand replaces the variables of a template.
+func (c *call) expand(template string) (string, error) {
+	args, err := parseArgs(c.args)
+	if err != nil {
+		return "", err
+	}
+	var values map[string]json.RawMessage
+	if err := json.Unmarshal(c.input, &values); err != nil {
+		return "", err
+	}
+	var out strings.Builder
+	for rest := template; ; {
+		before, after, found := strings.Cut(rest, "${")
+		out.WriteString(before)
+		if !found {
+			return out.String(), nil
+		}
+		name, tail, closed := strings.Cut(after, "}")
+		if !closed {
+			return "", fmt.Errorf("policy_group %q: ${ without }", template)
+		}
+		rest = tail
+		var value string
+		if key, ok := strings.CutPrefix(name, "args."); ok {
+			value = args[key]
+		} else if key, ok := strings.CutPrefix(name, "config."); ok {
+			json.Unmarshal(values[key], &value) // what is no text stays empty
+		} else {
+			return "", fmt.Errorf("policy_group %q: unknown variable %q: expected args.KEY or config.KEY", template, name)
+		}
+		if value == "" {
+			return "", fmt.Errorf("policy_group %q: %s is not there", template, name)
+		}
+		out.WriteString(value)
+	}
+}

@@ -1,0 +1,246 @@
+package cni
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"code.cloudfoundry.org/silk/endpoint"
+	"code.cloudfoundry.org/silk/internal/kernel"
+)
+
+// The store of earlier releases (configuration key datastore) tells their silk-daemon which containers there are. It is one
+// JSON object in a file that is its own lock. We replace the file instead of writing into it, so that a crash never
+// leaves half of it; whoever waits for the lock of a file that was replaced must look again.
+
+// storeEntry is one container in the store.
+type storeEntry struct {
+	Handle   string          `json:"handle"`
+	IP       string          `json:"ip"`
+	Metadata json.RawMessage `json:"metadata"`
+}
+
+// storeKey returns the handle that earlier releases give a container: the base name of its namespace's path. Runtimes
+// that name a namespace by a process would make that "net" for all; then it is the container's id.
+func storeKey(netns, container string) string {
+	if netns == "" || strings.HasPrefix(filepath.Clean(netns), "/proc/") {
+		return container
+	}
+	return filepath.Base(netns)
+}
+
+// storePut enters the endpoint.
+func (c *call) storePut(ctx context.Context, r endpoint.Record) error {
+	handle := storeKey(r.Path, r.Container)
+	return c.storeUpdate(ctx, func(entries map[string]json.RawMessage) bool {
+		v, err := json.Marshal(storeEntry{handle, r.Address().String(), nil})
+		if err != nil || bytes.Equal(entries[handle], v) {
+			return false
+		}
+		entries[handle] = v
+		return true
+	})
+}
+
+// storeDelete removes the endpoint, by the handles it may have and by its address.
+func (c *call) storeDelete(ctx context.Context, r endpoint.Record) error {
+	handles := []string{storeKey(r.Path, r.Container), storeKey(c.netns, r.Container)}
+	return c.storeUpdate(ctx, func(entries map[string]json.RawMessage) bool {
+		n := len(entries)
+		for _, h := range handles {
+			delete(entries, h)
+		}
+		for h, v := range entries {
+			var e storeEntry
+			if r.Address().IsValid() && json.Unmarshal(v, &e) == nil && e.IP == r.Address().String() {
+				delete(entries, h)
+			}
+		}
+		return len(entries) != n
+	})
+}
+
+// storeHas reports whether the endpoint is in the store.
+func (c *call) storeHas(ctx context.Context, r endpoint.Record) (bool, error) {
+	has := false
+	err := c.storeUpdate(ctx, func(entries map[string]json.RawMessage) bool {
+		var e storeEntry
+		v, there := entries[storeKey(r.Path, r.Container)]
+		has = there && json.Unmarshal(v, &e) == nil && e.IP == r.Address().String()
+		return false
+	})
+	return has, err
+}
+
+// maxStore bounds the store in bytes.
+const maxStore = 64 << 20
+
+// storeUpdate lets change work on the entries and, if it says so, replaces the file. Without the key it does nothing. A store
+// that cannot be understood is kept beside under another name, loudly, and made again from the endpoint records.
+func (c *call) storeUpdate(ctx context.Context, change func(map[string]json.RawMessage) bool) error {
+	path := c.cfg.Datastore
+	if path == "" {
+		return nil
+	}
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	}
+	f, err := lockStore(ctx, path)
+	if err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	defer f.Close()
+	os.Remove(tempOf(path)) // a writer was killed
+	b, err := io.ReadAll(io.LimitReader(f, maxStore+1))
+	if err != nil {
+		return fmt.Errorf("read store: %w", err)
+	}
+	entries, err := parseStore(b)
+	dirty := false
+	if err != nil {
+		if entries, err = c.mendStore(path, err); err != nil {
+			return err
+		}
+		dirty = true
+	}
+	if !change(entries) && !dirty {
+		return nil
+	}
+	if err := replaceStore(f, path, entries); err != nil {
+		return fmt.Errorf("write store: %w", err)
+	}
+	return nil
+}
+
+// parseStore reads the content of a store. An empty one has no entries. Entries are not looked into.
+func parseStore(b []byte) (map[string]json.RawMessage, error) {
+	entries := map[string]json.RawMessage{}
+	if len(bytes.TrimSpace(b)) == 0 {
+		return entries, nil
+	}
+	if len(b) > maxStore {
+		return nil, fmt.Errorf("longer than %d bytes", maxStore)
+	}
+	if err := json.Unmarshal(b, &entries); err != nil {
+		return nil, err
+	}
+	if entries == nil {
+		entries = map[string]json.RawMessage{}
+	}
+	return entries, nil
+}
+
+// lockStore opens the store, made if it is missing, and takes its lock. The store is locked.
+func lockStore(ctx context.Context, path string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if errors.Is(err, fs.ErrNotExist) {
+			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+				return nil, err
+			}
+			f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := kernel.Flock(ctx, f); err != nil {
+			f.Close()
+			return nil, err
+		}
+		ours, err := f.Stat()
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		now, err := os.Stat(path)
+		if err == nil && os.SameFile(ours, now) {
+			return f, nil
+		}
+		f.Close() // replaced while we waited
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+}
+
+// mendStore keeps the store that could not be understood and returns what the endpoint records say should be in it.
+func (c *call) mendStore(path string, cause error) (map[string]json.RawMessage, error) {
+	kept, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".broken-*")
+	if err != nil {
+		return nil, fmt.Errorf("keep broken store (%w): %w", cause, err)
+	}
+	kept.Close()
+	b, err := os.ReadFile(path)
+	if err == nil {
+		err = os.WriteFile(kept.Name(), b, 0o600)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("keep broken store (%w): %w", cause, err)
+	}
+	c.warn("store %s was broken (%v): it is kept as %s and made again from the endpoint records", path, cause, kept.Name())
+	entries := map[string]json.RawMessage{}
+	dir, err := endpoint.Open(c.cfg.EndpointDir)
+	if err != nil {
+		return nil, err
+	}
+	records, _, err := dir.List()
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range records {
+		h := storeKey(r.Path, r.Container)
+		v, err := json.Marshal(storeEntry{h, r.Address().String(), nil})
+		if err != nil {
+			return nil, err
+		}
+		entries[h] = v
+	}
+	return entries, nil
+}
+
+// replaceStore puts a new file in the place of f, which is locked, with its owner and mode.
+func replaceStore(f *os.File, path string, entries map[string]json.RawMessage) error {
+	b, err := json.Marshal(entries)
+	if err != nil {
+		return err
+	}
+	t, err := os.OpenFile(tempOf(path), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = t.Write(append(b, '\n'))
+	if err == nil {
+		err = kernel.SameOwner(t, f)
+	}
+	if err == nil {
+		err = t.Sync()
+	}
+	if err = errors.Join(err, t.Close()); err == nil {
+		err = os.Rename(t.Name(), path)
+	}
+	if err != nil {
+		os.Remove(t.Name())
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// tempOf returns the name of the new file. There is one at a time, since its writer holds the lock.
+func tempOf(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
