@@ -1,0 +1,174 @@
+package daemon
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"code.cloudfoundry.org/silk/lease"
+)
+
+// The files of the state directory. Each holds one JSON object and is replaced as a whole.
+const (
+	leaseFile = "lease.json"
+	peersFile = "peers.json"
+	lockFile  = "daemon.lock"
+	tempFile  = ".tmp-" // begins what a killed process was writing
+)
+
+// maxState bounds a state file in bytes: 65,000 leases take about 6 MiB.
+const maxState = 64 << 20
+
+// State is the directory of what has to outlive a reboot: the last lease and the last peers. One daemon at a time
+// writes it. The zero State is no directory: nothing is in it and nothing can be stored.
+type State struct{ dir string }
+
+var errNoState = errors.New("there is no state directory: see the log of the start")
+
+// OpenState makes the directory if it is missing and removes what a killed process was still writing.
+func OpenState(dir string) (State, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return State{}, fmt.Errorf("open state directory: %w", err)
+	}
+	left, err := filepath.Glob(filepath.Join(dir, tempFile+"*"))
+	if err != nil {
+		return State{}, fmt.Errorf("open state directory: %w", err)
+	}
+	for _, f := range left {
+		if err := os.Remove(f); err != nil {
+			return State{}, fmt.Errorf("open state directory: %w", err)
+		}
+	}
+	return State{dir}, nil
+}
+
+// savedLease is the content of leaseFile.
+type savedLease struct {
+	Underlay  netip.Addr   `json:"underlay_ip"`
+	Subnet    netip.Prefix `json:"overlay_subnet"`
+	Confirmed time.Time    `json:"confirmed,omitzero"` // last success by the wall clock
+	Refused   bool         `json:"refused,omitempty"`
+	Lost      bool         `json:"lost,omitempty"`
+}
+
+// Lease returns the last lease. Nothing saved is the zero Saved; a file that cannot be read, or makes no sense, is an error
+// and the zero Saved.
+func (s State) Lease() (Saved, error) {
+	var f savedLease
+	if ok, err := s.read(leaseFile, &f); err != nil || !ok {
+		return Saved{}, err
+	}
+	l := lease.Lease{Underlay: f.Underlay, Subnet: f.Subnet, MAC: lease.MACOf(f.Subnet)}
+	err := l.Validate()
+	if err == nil && l.Underlay.Is4() != l.Base().Is4() {
+		err = fmt.Errorf("%v is no lease", l)
+	}
+	if err != nil {
+		return Saved{}, fmt.Errorf("read state %s: %w", leaseFile, err)
+	}
+	return Saved{Lease: l, Confirmed: f.Confirmed, Refused: f.Refused, Lost: f.Lost}, nil
+}
+
+// SetLease stores the last lease durably.
+func (s State) SetLease(v Saved) error {
+	return s.write(leaseFile, savedLease{v.Lease.Underlay, v.Lease.Subnet, v.Confirmed.UTC(), v.Refused, v.Lost})
+}
+
+// Peers returns the last peers. Nothing saved is the zero PeersState; a file that cannot be read is an error as well.
+func (s State) Peers() (lease.PeersState, error) {
+	var p lease.PeersState
+	if _, err := s.read(peersFile, &p); err != nil {
+		return lease.PeersState{}, err
+	}
+	return p, nil
+}
+
+// SetPeers stores the last peers durably.
+func (s State) SetPeers(p lease.PeersState) error { return s.write(peersFile, p) }
+
+// Remove deletes the files, and the directory if nothing else is in it. What is not there is no error.
+func (s State) Remove() error {
+	var errs []error
+	for _, f := range []string{leaseFile, peersFile, lockFile} {
+		if err := os.Remove(filepath.Join(s.dir, f)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	if left, err := os.ReadDir(s.dir); err == nil && len(left) == 0 {
+		errs = append(errs, os.Remove(s.dir))
+	}
+	return errors.Join(errs...)
+}
+
+// read decodes a file; ok is false when there is none.
+func (s State) read(name string, v any) (ok bool, err error) {
+	if s.dir == "" {
+		return false, nil
+	}
+	path := filepath.Join(s.dir, name)
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	case err == nil && st.Size() > maxState:
+		err = fmt.Errorf("%d bytes: expected at most %d", st.Size(), maxState)
+	case err == nil:
+		var b []byte
+		if b, err = os.ReadFile(path); err == nil {
+			err = json.Unmarshal(b, v)
+		}
+	}
+	if err != nil {
+		return false, fmt.Errorf("read state %s: %w", path, err)
+	}
+	return true, nil
+}
+
+// write replaces a file: a temporary file, its content on the disk, the new name, the directory on the disk. A file that has
+// the content already stays.
+func (s State) write(name string, v any) error {
+	if s.dir == "" {
+		return errNoState
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("write state %s: %w", name, err)
+	}
+	b = append(b, '\n')
+	if old, err := os.ReadFile(filepath.Join(s.dir, name)); err == nil && bytes.Equal(old, b) {
+		return nil
+	}
+	f, err := os.CreateTemp(s.dir, tempFile)
+	if err != nil {
+		return fmt.Errorf("write state %s: %w", name, err)
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), filepath.Join(s.dir, name))
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return fmt.Errorf("write state %s: %w", name, err)
+	}
+	if err := syncDir(s.dir); err != nil {
+		return fmt.Errorf("write state %s: %w", name, err)
+	}
+	return nil
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
