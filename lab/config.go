@@ -1,0 +1,71 @@
+package lab
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+)
+
+const conflistName = "10-silk.conflist"
+
+// writeConfigs writes the certificates and configuration of the node's program, and a host's network configuration.
+func (n *node) writeConfigs() error {
+	if err := os.MkdirAll(n.dir(), 0o700); err != nil {
+		return err
+	}
+	cert, key, err := n.certificate()
+	if err != nil {
+		return err
+	}
+	tls := map[string]any{"ca_cert_file": n.s.ca.CertFile()}
+	if !n.isHost() {
+		tls["server_cert_file"], tls["server_key_file"] = cert, key
+		return writeJSON(filepath.Join(n.dir(), "controller.json"), tls, map[string]any{
+			"debug_server_port": 46455, "health_check_port": 19683, "listen_host": address(0).String(), "listen_port": controllerPort,
+			"network": Overlay.String(), "subnet_prefix_length": 24, "lease_expiration_seconds": 604800, "staleness_threshold_seconds": 3600,
+			"metrics_emit_seconds": 30, "metron_port": 3457, "log_prefix": "cfnetworking", "max_open_connections": 10,
+			"max_idle_connections": 10, "connections_max_lifetime_seconds": 3600,
+			"database": map[string]any{"type": "sqlite", "path": filepath.Join(n.dir(), "controller.db")},
+		})
+	}
+	tls["client_cert_file"], tls["client_key_file"] = cert, key
+	err = writeJSON(n.daemonConfig(), tls, map[string]any{
+		"underlay_ip": address(n.index).String(), "subnet_prefix_length": 24, "overlay_network": Overlay.String(),
+		"health_check_port": daemonPort, "vtep_name": "silk-vtep", "vni": 1, "vtep_port": 4789, "poll_interval": 5,
+		"connectivity_server_url": fmt.Sprintf("https://%v:%d", address(0), controllerPort), "debug_server_port": 22233,
+		"partition_tolerance_seconds": 604800, "client_timeout_seconds": 5, "metron_port": 3457,
+		"log_prefix": "cfnetworking", "log_level": "info", "state_dir": filepath.Join(n.dir(), "state"), "endpoint_dir": "/run/silk/endpoints",
+	})
+	if err != nil {
+		return err
+	}
+	return n.space.do(func() error {
+		return writeJSON(filepath.Join(cniConfDir, conflistName), map[string]any{
+			"cniVersion": "1.0.0", "name": "silk", // what every runtime knows
+			"plugins": []any{map[string]any{"type": "silk-cni", "daemonPort": daemonPort, "endpointDir": "/run/silk/endpoints"}},
+		})
+	})
+}
+
+// certificate returns the node's certificate, issued now if it has none.
+func (n *node) certificate() (cert, key string, err error) {
+	base := filepath.Join(filepath.Dir(n.s.ca.CertFile()), n.name)
+	if _, err := os.Stat(base + ".crt"); err == nil {
+		return base + ".crt", base + ".key", nil
+	}
+	return n.s.ca.Issue(n.name, address(n.index))
+}
+
+func writeJSON(path string, parts ...map[string]any) error {
+	all := map[string]any{}
+	for _, p := range parts {
+		maps.Copy(all, p)
+	}
+	b, err := json.MarshalIndent(all, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(path, append(b, '\n'))
+}

@@ -1,0 +1,294 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/internal/reconcile"
+)
+
+// node is a host, or the place of the controller: a space plugged into the underlay with one program in it.
+type node struct {
+	s     *supervisor
+	name  string
+	index int
+	loop  *reconcile.Loop
+	gone  chan struct{} // closed when the host has left
+
+	pass sync.Mutex // held through a pass or a command on the node: one changes it at a time
+
+	mu         sync.RWMutex // guards what follows; held while the space is in use, so that it is not closed under a reader
+	space      *space
+	program    *task
+	containers map[string]*container
+}
+
+// task is a program and the end of the goroutine that keeps it.
+type task struct {
+	*program
+	done chan struct{}
+}
+
+func keep(ctx context.Context, p *program) *task {
+	t := &task{p, make(chan struct{})}
+	go func() { defer close(t.done); p.run(ctx) }()
+	return t
+}
+
+// end stops the program and waits until it has.
+func (t *task) end() {
+	if t != nil {
+		t.stop()
+		<-t.done
+	}
+}
+
+func newNode(s *supervisor, name string, index int) *node {
+	n := &node{s: s, name: name, index: index, gone: make(chan struct{}), containers: map[string]*container{}}
+	n.loop = &reconcile.Loop{Name: name, Step: n.step, Log: s.log, Resync: 2 * time.Second, MinGap: 20 * time.Millisecond, Retry: 100 * time.Millisecond}
+	return n
+}
+
+func (n *node) isHost() bool { return n.index > 0 }
+
+// run turns the node's loop until ctx ends, which leaves everything running, or the host has left.
+func (n *node) run(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { // ends with ctx
+		select {
+		case <-n.gone:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	n.loop.Run(ctx)
+	<-ctx.Done()
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.program != nil {
+		<-n.program.done
+	}
+	for _, c := range n.containers {
+		if c.responder != nil {
+			<-c.responder.done
+		}
+	}
+}
+
+// step makes the node what the journal wants. One bad container does not keep the others from being attached.
+func (n *node) step(ctx context.Context) error {
+	n.pass.Lock()
+	defer n.pass.Unlock()
+	select {
+	case <-n.gone:
+		return nil
+	default:
+	}
+	want, containers := n.s.wanted(n.name)
+	if n.isHost() && want.Name == "" {
+		return nil // an earlier pass has taken it out
+	}
+	if err := n.build(ctx, want); err != nil {
+		return err
+	}
+	var errs []error
+	for _, c := range containers {
+		errs = append(errs, n.settle(ctx, c))
+	}
+	if err := errors.Join(errs...); err != nil || !want.Leaving {
+		return err
+	}
+	return n.leave(ctx)
+}
+
+// build sees to the space, its plug and its program.
+func (n *node) build(ctx context.Context, want hostEntry) error {
+	if err := n.ensureSpace(); err != nil {
+		return err
+	}
+	if err := plug(n.space.net, n.name, n.index, want.Partitioned); err != nil {
+		return err
+	}
+	if n.program != nil {
+		return nil
+	}
+	role, path, config := roleController, "silk-controller", filepath.Join(n.dir(), "controller.json")
+	if n.isHost() {
+		role, path, config = n.name+"/silk-daemon", "silk-daemon", n.daemonConfig()
+	}
+	if err := n.writeConfigs(); err != nil {
+		return fmt.Errorf("write the configuration of %s: %w", role, err)
+	}
+	p := newProgram(n.s.dir, role, n.s.log, func() (*process, error) { return n.start(n.space, role, path, "-config", config) })
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.program = keep(ctx, p)
+	return nil
+}
+
+// ensureSpace opens the node's namespaces, or makes them.
+func (n *node) ensureSpace() error {
+	if n.space != nil {
+		return nil
+	}
+	s, err := openSpace(n.name, n.isHost())
+	if errors.Is(err, fs.ErrNotExist) {
+		var setup func() error
+		if n.isHost() {
+			setup = func() error { return hostMounts(n.s.dir) }
+		}
+		if err := unplug(n.index); err != nil { // of an earlier space, whose end the kernel may still be busy with
+			return err
+		}
+		s, err = makeSpace(n.name, setup)
+	}
+	if err != nil {
+		return fmt.Errorf("namespaces of %s: %w", n.name, err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.space = s
+	return nil
+}
+
+// start starts one of the silk programs in a space of the node.
+func (n *node) start(sp *space, role, name string, args ...string) (p *process, err error) {
+	programs := n.s.programs()
+	err = sp.do(func() error {
+		p, err = start(n.s.logFile(role), environ(n.s.dir, role, programs), filepath.Join(programs, name), args...)
+		return err
+	})
+	return p, err
+}
+
+func (s *supervisor) programs() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.j.Programs
+}
+
+// use calls fn with the node's space, which stays open meanwhile. fault.Unavailable while there is none.
+func (n *node) use(fn func(*space) error) error {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.space == nil {
+		return fault.Unavailablef("%s is not built yet", n.name)
+	}
+	return fn(n.space)
+}
+
+// crash is a power cut: everything on the host ends at once, and only its state directory is left.
+func (n *node) crash() error {
+	n.pass.Lock()
+	defer n.pass.Unlock()
+	defer n.loop.Kick()
+	return n.destroy()
+}
+
+// destroy ends all processes of the node and its namespaces.
+func (n *node) destroy() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var tasks []*task
+	if n.program != nil {
+		tasks = append(tasks, n.program)
+	}
+	for _, c := range n.containers {
+		if c.responder != nil {
+			tasks = append(tasks, c.responder)
+		}
+	}
+	for _, t := range tasks {
+		t.stop()
+	}
+	for _, t := range tasks {
+		<-t.done
+	}
+	n.program, n.containers = nil, map[string]*container{}
+	if n.space == nil {
+		return nil
+	}
+	if err := sweepSpace(n.space.net, n.space.mnt); err != nil {
+		return err
+	}
+	err := errors.Join(unplug(n.index), dropNames(n.name))
+	n.space.close()
+	n.space = nil
+	return err
+}
+
+// leave gives the host's lease back, as an operator would, and takes the host down.
+func (n *node) leave(ctx context.Context) error {
+	n.mu.Lock()
+	n.program.end() // it would repair what silk-teardown removes
+	n.program = nil
+	n.mu.Unlock()
+	role := n.name + "/silk-teardown"
+	p, err := n.start(n.space, role, "silk-teardown", "-config", n.daemonConfig())
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := p.await(ctx); err != nil {
+		p.kill(9)
+		return fmt.Errorf("%s: %w", role, err)
+	}
+	if p.exit.ExitStatus() != 0 {
+		return fmt.Errorf("%s ended with %d: its log is %s", role, p.exit.ExitStatus(), n.s.logFile(role))
+	}
+	if err := n.destroy(); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(n.dir()); err != nil {
+		return err
+	}
+	err = n.s.update(func(j *journal) error {
+		j.Hosts = without(j.Hosts, func(h hostEntry) bool { return h.Name == n.name })
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	n.s.mu.Lock()
+	delete(n.s.nodes, n.name)
+	n.s.mu.Unlock()
+	close(n.gone)
+	return nil
+}
+
+// dir holds the host's configuration, and its state that outlives a reboot.
+func (n *node) dir() string          { return filepath.Join(n.s.dir, "nodes", n.name) }
+func (n *node) daemonConfig() string { return filepath.Join(n.dir(), "daemon.json") }
+
+// container returns the state of a container that a pass has seen, nil if none has.
+func (n *node) container(name string) *container {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.containers[name]
+}
+
+// kill ends the node's program.
+func (n *node) kill() error {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.program == nil {
+		return fault.Unavailablef("the program of %s does not run at the moment", n.name)
+	}
+	return n.program.signal(9)
+}
+
+// replug applies what the journal says about the host's partition.
+func (n *node) replug() error {
+	want, _ := n.s.wanted(n.name)
+	return n.use(func(sp *space) error { return plug(sp.net, n.name, n.index, want.Partitioned) })
+}

@@ -1,0 +1,170 @@
+package lab
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// ExitError is a command that ended with a status other than 0.
+type ExitError struct {
+	Command string
+	Code    int
+	Stderr  string // its end
+}
+
+// Error returns the command, its status and what it said last.
+func (e *ExitError) Error() string {
+	return strings.TrimSpace(fmt.Sprintf("%s ended with %d: %s", e.Command, e.Code, e.Stderr))
+}
+
+// Write prints the status for people: hosts, containers, and the matrix of who reaches whom.
+func (s Status) Write(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "HOST\tUNDERLAY\tLEASE\tMTU\tCONTAINERS\tSTATE")
+	for _, h := range s.Hosts {
+		var cs []string
+		for _, c := range s.Containers {
+			if c.Host == h.Name {
+				cs = append(cs, c.Name+" "+text(c.Address))
+			}
+		}
+		lease := "-"
+		if h.Lease.IsValid() {
+			lease = h.Lease.String()
+		}
+		fmt.Fprintf(t, "%s\t%v\t%s\t%s\t%s\t%s\n", h.Name, h.Underlay, lease, number(h.MTU), orDash(strings.Join(cs, ", ")), h.state())
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, c := range s.Containers {
+		if c.Error != "" {
+			fmt.Fprintf(w, "%s: %s\n", c.Name, c.Error)
+		}
+	}
+	for _, p := range s.Programs {
+		if p.PID == 0 {
+			fmt.Fprintf(w, "%s does not run: %s\n", p.Name, orDash(p.Error))
+		}
+	}
+	if len(s.Paths) == 0 {
+		_, err := fmt.Fprintln(w, "\nno two containers to connect")
+		return err
+	}
+	return s.writeMatrix(w)
+}
+
+func (s Status) writeMatrix(w io.Writer) error {
+	var names []string
+	for _, p := range s.Paths {
+		if len(names) == 0 || names[len(names)-1] != p.From {
+			names = append(names, p.From)
+		}
+	}
+	fmt.Fprintln(w, "\nwho reaches whom (row asks column by HTTP)")
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "\t"+strings.Join(names, "\t"))
+	good := 0
+	for _, from := range names {
+		fmt.Fprint(t, from)
+		for _, to := range names {
+			switch p := s.Path(from, to); {
+			case from == to:
+				fmt.Fprint(t, "\t-")
+			case p.OK:
+				good++
+				fmt.Fprintf(t, "\tok %.1fms", float64(p.Time)/float64(time.Millisecond))
+			default:
+				fmt.Fprint(t, "\tFAIL")
+			}
+		}
+		fmt.Fprintln(t)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "%d of %d connections work\n", good, len(s.Paths))
+	return err
+}
+
+// WriteHints prints what to try next.
+func (s Status) WriteHints(w io.Writer, command string) {
+	if len(s.Hosts) == 0 {
+		return
+	}
+	from, host := "", s.Hosts[0].Name
+	var to netip.Addr
+	for _, c := range s.Containers {
+		switch {
+		case from == "":
+			from, host = c.Name, c.Host
+		case c.Host != host && !to.IsValid():
+			to = c.Address
+		}
+	}
+	fmt.Fprintln(w, "\ntry next")
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	if to.IsValid() {
+		fmt.Fprintf(t, "  %s exec %s -- %s\tfrom a container to one on another host\n", command, from, asking(to))
+	}
+	fmt.Fprintf(t, "  %s exec %s -- ip route\tthe paths to the other hosts\n", command, host)
+	fmt.Fprintf(t, "  %s kill controller\tthe network goes on; it is restarted\n", command)
+	fmt.Fprintf(t, "  %s partition %s\tthen status, then heal %s\n", command, host, host)
+	fmt.Fprintf(t, "  %s add web --host %s\tone more container\n", command, host)
+	fmt.Fprintf(t, "  %s down\tremove everything\n", command)
+	t.Flush()
+	fmt.Fprintf(w, "logs are in %s\n", filepath.Join(s.Dir, "log"))
+}
+
+// asking returns a command that shows that a responder is reached, by a program that this machine has.
+func asking(to netip.Addr) string {
+	url := fmt.Sprintf("http://%v:%d", to, HTTPPort)
+	if _, err := exec.LookPath("curl"); err == nil {
+		return "curl -s " + url
+	}
+	if _, err := exec.LookPath("wget"); err == nil {
+		return "wget -qO- " + url
+	}
+	return "ping -c 3 " + to.String()
+}
+
+// state is the host's condition in a few words.
+func (h Host) state() string {
+	parts := []string{h.State}
+	for _, p := range []struct {
+		say  bool
+		text string
+	}{{h.Partitioned, "partitioned"}, {h.Leaving, "leaving"}, {h.Reason != "", h.Reason}, {h.Error != "" && h.State == Ready, h.Error}} {
+		if p.say {
+			parts = append(parts, p.text)
+		}
+	}
+	return strings.ReplaceAll(strings.Join(parts, ", "), "\n", "; ")
+}
+
+func text(a netip.Addr) string {
+	if !a.IsValid() {
+		return "(not attached)"
+	}
+	return a.String()
+}
+
+func number(n int) string {
+	if n == 0 {
+		return "-"
+	}
+	return fmt.Sprint(n)
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}

@@ -1,0 +1,79 @@
+package lab_test
+
+import (
+	"flag"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"code.cloudfoundry.org/silk/lab"
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func TestStatusAsText(t *testing.T) {
+	s := lab.Status{
+		Name: "lab", Dir: "/run/silk-lab/lab", Overlay: lab.Overlay,
+		Programs: []lab.Program{{Name: "supervisor", PID: 7}, {Name: "controller", Error: "start silk-controller: no such file or directory"}},
+		Hosts: []lab.Host{
+			{Name: "host1", Underlay: netip.MustParseAddr("10.0.0.11"), Lease: netip.MustParsePrefix("10.255.80.0/24"), MTU: 1450, State: lab.Ready},
+			{Name: "host2", Underlay: netip.MustParseAddr("10.0.0.12"), State: lab.NoAnswer, Partitioned: true},
+		},
+		Containers: []lab.Container{
+			{Name: "c1", Host: "host1", Address: netip.MustParseAddr("10.255.80.2")},
+			{Name: "c2", Host: "host1", Address: netip.MustParseAddr("10.255.80.3")},
+			{Name: "c3", Host: "host2", Error: "attach c3: its host has no lease yet"},
+		},
+		Paths: []lab.Path{{From: "c1", To: "c2", OK: true, Time: 240 * time.Microsecond}, {From: "c2", To: "c1", Error: "timeout"}},
+	}
+	var b strings.Builder
+	if err := s.Write(&b); err != nil {
+		t.Fatal(err)
+	}
+	if *update {
+		if err := os.WriteFile("testdata/status.txt", []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile("testdata/status.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), b.String()); d != "" {
+		t.Errorf("status (-want +got):\n%s", d)
+	}
+	if s.Whole() {
+		t.Error("a lab with a failing path counts as whole")
+	}
+}
+
+func TestWhole(t *testing.T) {
+	whole := func() lab.Status {
+		return lab.Status{
+			Hosts:      []lab.Host{{Name: "h", Lease: netip.MustParsePrefix("10.255.1.0/24"), State: lab.Ready}},
+			Containers: []lab.Container{{Name: "a", Host: "h", Address: netip.MustParseAddr("10.255.1.2")}, {Name: "b", Host: "h", Address: netip.MustParseAddr("10.255.1.3")}},
+			Paths:      []lab.Path{{From: "a", To: "b", OK: true}, {From: "b", To: "a", OK: true}},
+		}
+	}
+	if !whole().Whole() {
+		t.Fatal("a whole lab does not count as one")
+	}
+	for what, damage := range map[string]func(*lab.Status){
+		"no hosts":        func(s *lab.Status) { s.Hosts = nil },
+		"no lease":        func(s *lab.Status) { s.Hosts[0].Lease = netip.Prefix{} },
+		"degraded":        func(s *lab.Status) { s.Hosts[0].State = "degraded" },
+		"not attached":    func(s *lab.Status) { s.Containers[1].Address = netip.Addr{} },
+		"a path missing":  func(s *lab.Status) { s.Paths = s.Paths[:1] },
+		"a path failing":  func(s *lab.Status) { s.Paths[1].OK = false },
+		"a host's error":  func(s *lab.Status) { s.Hosts[0].Error = "x" },
+		"container error": func(s *lab.Status) { s.Containers[0].Error = "x" },
+	} {
+		s := whole()
+		if damage(&s); s.Whole() {
+			t.Errorf("%s: counts as whole", what)
+		}
+	}
+}

@@ -1,0 +1,209 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"code.cloudfoundry.org/silk/internal/httpjson"
+)
+
+const (
+	controllerPort = 4103
+	daemonPort     = 23954
+	askTime        = time.Second // for a daemon to answer
+)
+
+// Status is what there is and how it fares.
+type Status struct {
+	Name       string       `json:"name"`
+	Dir        string       `json:"dir"`
+	Overlay    netip.Prefix `json:"overlay"`
+	Programs   []Program    `json:"programs"` // keeper, supervisor, controller
+	Hosts      []Host       `json:"hosts"`
+	Containers []Container  `json:"containers"`
+	Paths      []Path       `json:"paths"` // every ordered pair of containers, by source, then destination
+}
+
+// Program is a process of the lab. PID is its number outside of the lab, 0 while it does not run.
+type Program struct {
+	Name   string `json:"name"`
+	PID    int    `json:"pid,omitempty"`
+	Starts int    `json:"starts"` // by the present supervisor: 0 for one that it adopted
+	Error  string `json:"error,omitempty"`
+}
+
+// Host is one host, in its daemon's words: State is ready, degraded, fenced or starting, or NoAnswer; Reason says what is
+// missing. Lease is zero while there is none.
+type Host struct {
+	Name        string       `json:"name"`
+	Underlay    netip.Addr   `json:"underlay"`
+	Lease       netip.Prefix `json:"lease"`
+	MTU         int          `json:"mtu,omitempty"`
+	State       string       `json:"state"`
+	Reason      string       `json:"reason,omitempty"`
+	Partitioned bool         `json:"partitioned,omitempty"`
+	Leaving     bool         `json:"leaving,omitempty"`
+	Daemon      Program      `json:"daemon"`
+	Error       string       `json:"error,omitempty"` // why the host is not as the lab wants it
+}
+
+// Two states of a host: what its daemon says when all is well, and what stands for a daemon that does not answer.
+const (
+	Ready    = "ready"
+	NoAnswer = "no answer"
+)
+
+// Container is one container. Address is zero until it is attached.
+type Container struct {
+	Name      string     `json:"name"`
+	Host      string     `json:"host"`
+	Address   netip.Addr `json:"address"`
+	Leaving   bool       `json:"leaving,omitempty"`
+	Responder Program    `json:"responder"`
+	Error     string     `json:"error,omitempty"`
+}
+
+// Path says whether one container reached another by HTTP just now.
+type Path struct {
+	From  string        `json:"from"`
+	To    string        `json:"to"`
+	OK    bool          `json:"ok"`
+	Time  time.Duration `json:"ns,omitempty"` // from the request to the end of the answer
+	Error string        `json:"error,omitempty"`
+}
+
+// Whole reports whether every host has a lease and is ready, every container is attached and every one reaches every other.
+func (s Status) Whole() bool {
+	for _, h := range s.Hosts {
+		if !h.Lease.IsValid() || h.State != Ready || h.Error != "" {
+			return false
+		}
+	}
+	for _, c := range s.Containers {
+		if !c.Address.IsValid() || c.Error != "" {
+			return false
+		}
+	}
+	n := len(s.Containers)
+	return len(s.Hosts) > 0 && len(s.Paths) == n*(n-1) && !slices.ContainsFunc(s.Paths, func(p Path) bool { return !p.OK })
+}
+
+// Path returns what is known of the path between two containers.
+func (s Status) Path(from, to string) Path {
+	for _, p := range s.Paths {
+		if p.From == from && p.To == to {
+			return p
+		}
+	}
+	return Path{From: from, To: to, Error: "not attached"}
+}
+
+// status asks everything at once.
+func (s *supervisor) status(ctx context.Context) Status {
+	st := Status{Dir: s.dir, Overlay: Overlay, Hosts: []Host{}, Containers: []Container{}}
+	s.mu.Lock()
+	st.Name = s.j.Name
+	entries, containers := slices.Clone(s.j.Hosts), slices.Clone(s.j.Containers)
+	s.mu.Unlock()
+	st.Programs = []Program{s.keeper.status(), {Name: roleSupervisor, PID: os.Getpid(), Starts: 1}, s.control.programStatus(roleController)}
+	st.Hosts = make([]Host, len(entries))
+	var wg sync.WaitGroup
+	for i, h := range entries {
+		wg.Go(func() { st.Hosts[i] = s.hostStatus(ctx, h) })
+	}
+	for _, c := range containers {
+		st.Containers = append(st.Containers, s.containerStatus(c))
+	}
+	wg.Go(func() { st.Paths = s.measure(ctx, st.Containers) })
+	wg.Wait()
+	return st
+}
+
+func (n *node) programStatus(role string) Program {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.program == nil {
+		return Program{Name: role}
+	}
+	return n.program.status()
+}
+
+func (s *supervisor) hostStatus(ctx context.Context, h hostEntry) Host {
+	st := Host{Name: h.Name, Underlay: address(h.Index), Partitioned: h.Partitioned, Leaving: h.Leaving}
+	n, err := s.node(h.Name)
+	if err != nil {
+		st.State = NoAnswer
+		return st
+	}
+	st.Daemon = n.programStatus(h.Name + "/silk-daemon")
+	if info, err := n.info(ctx); err != nil {
+		st.State = NoAnswer
+	} else {
+		st.Lease, st.MTU, st.State, st.Reason = info.lease(), info.MTU, info.Status, info.Reason
+	}
+	if err := n.loop.Stats().LastError; err != nil {
+		st.Error = err.Error()
+	}
+	return st
+}
+
+func (s *supervisor) containerStatus(e containerEntry) Container {
+	st := Container{Name: e.Name, Host: e.Host, Leaving: e.Leaving, Responder: Program{Name: e.Name + "/responder"}}
+	n, err := s.node(e.Host)
+	if err != nil {
+		return st
+	}
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	c := n.containers[e.Name]
+	if c == nil {
+		return st
+	}
+	addr, err := c.state()
+	st.Address = addr
+	if err != nil {
+		st.Error = err.Error()
+	}
+	if c.responder != nil {
+		st.Responder = c.responder.status()
+	}
+	return st
+}
+
+// daemonInfo is what silk-daemon answers on /v1/network to anybody on its host.
+type daemonInfo struct {
+	Subnet string `json:"overlay_subnet"` // empty without a lease
+	MTU    int    `json:"mtu"`
+	Status string `json:"status"`
+	Reason string `json:"reason"`
+}
+
+// lease returns the subnet, zero without one.
+func (i daemonInfo) lease() netip.Prefix { p, _ := netip.ParsePrefix(i.Subnet); return p }
+
+func (n *node) info(ctx context.Context) (info daemonInfo, err error) {
+	err = n.ask(ctx, "/v1/network", &info)
+	return info, err
+}
+
+// ask calls the daemon from within its host.
+func (n *node) ask(ctx context.Context, path string, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	dial := func(ctx context.Context, network, addr string) (c net.Conn, err error) {
+		err = n.use(func(sp *space) error {
+			return sp.net.Do(func() (err error) { c, err = new(net.Dialer).DialContext(ctx, network, addr); return err })
+		})
+		return c, err
+	}
+	hc := &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
+	client := httpjson.Client{Base: fmt.Sprintf("http://127.0.0.1:%d", daemonPort), HTTP: hc, Limit: 1 << 20}
+	return client.Do(ctx, http.MethodGet, path, nil, out)
+}
