@@ -11,15 +11,27 @@ import (
 	"strings"
 
 	"code.cloudfoundry.org/silk/bench"
+	"code.cloudfoundry.org/silk/bench/cni"
+	"code.cloudfoundry.org/silk/bench/daemon"
+	"code.cloudfoundry.org/silk/bench/leasebench"
+	"code.cloudfoundry.org/silk/bench/overlay"
 )
 
 // rooms lists what can be measured, in order.
 var rooms = []struct {
 	name string
 	run  func(context.Context, *bench.Report) error
-}{}
+}{
+	{"lease", leasebench.Run},
+	{"overlay", overlay.Run},
+	{"daemon", daemon.Run},
+	{"cni", cni.Run},
+}
 
 func main() {
+	if overlay.Hold() {
+		return
+	}
 	only := flag.String("only", "", "comma list of rooms to measure (default all)")
 	out := flag.String("out", "bench/out/results.json", "file for the results")
 	flag.Parse()

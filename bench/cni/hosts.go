@@ -1,0 +1,196 @@
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+
+	"code.cloudfoundry.org/silk/internal/kernel"
+)
+
+// pluginsVersion is the release of the standard plugins that silk-cni is compared with.
+const pluginsVersion = "v1.9.1"
+
+// bed is what the measurements run on.
+type bed struct {
+	dir     string // a tmpfs, as /run is
+	bin     string
+	silk    *host
+	fresh   *host // of ours, without a container
+	ptp     *host // with ipMasq
+	plain   *host // without
+	raw     *host
+	closers []func()
+}
+
+// host is a host's namespace with container namespaces, made beforehand and used again and again.
+type host struct {
+	name       string
+	ns         *kernel.NS
+	containers []*container
+	attached   int
+}
+
+// container is a network namespace and its name.
+type container struct {
+	id, path string
+	number   int
+	ns       *kernel.NS
+}
+
+func (b *bed) close() {
+	for i := len(b.closers) - 1; i >= 0; i-- {
+		b.closers[i]()
+	}
+}
+
+func (b *bed) later(f func()) { b.closers = append(b.closers, f) }
+
+func setUp(ctx context.Context) (b *bed, err error) {
+	b = new(bed)
+	defer func() {
+		if err != nil {
+			b.close()
+		}
+	}()
+	if b.dir, err = os.MkdirTemp("", "silkbench-cni-"); err != nil {
+		return nil, err
+	}
+	b.later(func() { os.RemoveAll(b.dir) })
+	if err := syscall.Mount("silkbench", b.dir, "tmpfs", 0, ""); err != nil {
+		return nil, fmt.Errorf("mount tmpfs: %w", err)
+	}
+	b.later(func() { syscall.Unmount(b.dir, syscall.MNT_DETACH) })
+	if err := b.build(ctx); err != nil {
+		return nil, err
+	}
+	most := levels[len(levels)-1] + atOnce
+	for _, h := range []struct {
+		at         **host
+		name       string
+		containers int
+	}{{&b.silk, "silk", most}, {&b.fresh, "fresh", 1}, {&b.ptp, "ptp", most}, {&b.plain, "plain", most}, {&b.raw, "raw", most}} {
+		if *h.at, err = b.newHost(h.name, h.containers); err != nil {
+			return nil, err
+		}
+	}
+	return b, errors.Join(b.configureSilk(b.silk), b.configureSilk(b.fresh), b.configurePTP("ptp", true), b.configurePTP("plain", false))
+}
+
+// build makes the programs: ours, one that does nothing, and the standard ones from their module.
+func (b *bed) build(ctx context.Context) error {
+	b.bin = filepath.Join(b.dir, "bin")
+	empty := filepath.Join(b.dir, "empty")
+	if err := os.MkdirAll(empty, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(empty, "main.go"), []byte("package main\n\nfunc main() {}\n"), 0o644); err != nil {
+		return err
+	}
+	const plugins = "github.com/containernetworking/plugins/plugins/"
+	for _, args := range [][]string{
+		{"build", "-o", filepath.Join(b.bin, "silk-cni"), "code.cloudfoundry.org/silk/cmd/silk-cni"},
+		{"build", "-o", filepath.Join(b.bin, "empty"), filepath.Join(empty, "main.go")},
+		{"install", plugins + "main/ptp@" + pluginsVersion, plugins + "ipam/host-local@" + pluginsVersion},
+	} {
+		args = append([]string{args[0], "-trimpath", "-ldflags=-s -w"}, args[1:]...)
+		cmd := exec.CommandContext(ctx, "go", args...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOBIN="+b.bin)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("go %v: %w\n%s", args, err, out)
+		}
+	}
+	return nil
+}
+
+func (b *bed) newHost(name string, containers int) (*host, error) {
+	h := &host{name: name}
+	var err error
+	if h.ns, err = kernel.NewNS(); err != nil {
+		return nil, err
+	}
+	b.later(func() { h.ns.Close() })
+	if err := os.MkdirAll(filepath.Join(b.dir, "netns"), 0o755); err != nil {
+		return nil, err
+	}
+	for i := range containers {
+		c := &container{id: fmt.Sprintf("%s-%d", name, i), number: i}
+		c.path = filepath.Join(b.dir, "netns", c.id)
+		if c.ns, err = kernel.NewNS(); err != nil {
+			return nil, err
+		}
+		b.later(func() { c.ns.Close() })
+		if err := c.ns.Bind(c.path); err != nil {
+			return nil, err
+		}
+		b.later(func() { kernel.UnbindNS(c.path) })
+		h.containers = append(h.containers, c)
+	}
+	return h, nil
+}
+
+// serve answers as silk-daemon does, in the host's namespace.
+func (b *bed) serve(ns *kernel.NS) (port int, err error) {
+	if err := ns.Do(func() error { return setUpLoopback() }); err != nil {
+		return 0, err
+	}
+	var l net.Listener
+	if err := ns.Do(func() (err error) { l, err = net.Listen("tcp4", "127.0.0.1:0"); return err }); err != nil {
+		return 0, err
+	}
+	const answer = `{"overlay_subnet":"10.255.0.0/23","overlay_network":"10.255.0.0/16","mtu":1450,"vtep":"silk-vtep","status":"ready"}`
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, answer) })}
+	done := make(chan struct{})
+	go func() { defer close(done); s.Serve(l) }()
+	b.later(func() { s.Close(); <-done })
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// configureSilk starts a daemon's stand-in on a host and writes the network configuration.
+func (b *bed) configureSilk(h *host) error {
+	port, err := b.serve(h.ns)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(b.config(h.name), fmt.Appendf(nil, `{"cniVersion":"1.0.0","name":"silk","type":"silk-cni","daemonPort":%d,"endpointDir":%q}`,
+		port, filepath.Join(b.dir, "endpoints-"+h.name)), 0o644)
+}
+
+func (b *bed) configurePTP(name string, masquerade bool) error {
+	return os.WriteFile(b.config(name), fmt.Appendf(nil, `{"cniVersion":"1.0.0","name":%q,"type":"ptp","ipMasq":%v,"mtu":1450,"ipam":{"type":"host-local","subnet":"10.1.0.0/23","dataDir":%q}}`,
+		name, masquerade, filepath.Join(b.dir, "ipam")), 0o644)
+}
+
+func (b *bed) config(name string) string { return filepath.Join(b.dir, name+".json") }
+
+// on runs fn on threads of the host's namespace, n at once, and waits.
+func (h *host) on(n int, fn func(i int) error) error {
+	errs := make(chan error, n)
+	ready, start := make(chan struct{}), make(chan struct{})
+	for i := range n {
+		go func() {
+			errs <- h.ns.Do(func() error {
+				ready <- struct{}{}
+				<-start
+				return fn(i)
+			})
+		}()
+	}
+	for range n {
+		<-ready
+	}
+	runtime.GC()
+	close(start)
+	var all []error
+	for range n {
+		all = append(all, <-errs)
+	}
+	return errors.Join(all...)
+}
