@@ -13,6 +13,8 @@ import (
 //     peer's, and to another host it would arrive from this host's address, a known peer's, with any tag it likes.
 //     Containers that talk to each other have 65534 other ports.
 //   - The VXLAN port hears only the underlay addresses of known peers.
+//   - A source in the overlay comes out of the VTEP or from a container. A packet with one that comes in by any other device is
+//     dropped, or whoever may not send VXLAN could do without it: the host forwards, and a reply would find its way.
 //   - Outer packets are not tracked: they would take a conntrack entry each for nothing. Only those that come in by the
 //     lower device for the VTEP's own address, and those that this host sends from it; anything else to that port is
 //     traffic like any other and must not escape the rules of others by being untracked.
@@ -70,6 +72,11 @@ func guardRules(c Config, lower string) []ruleChain {
 		// iifname "s-*" udp dport 4789 counter drop
 		newRule(iifname(containerDevices+"*"), dport(c.Port), counter(), drop()),
 	}}
+	pre.rules = append(pre.rules,
+		// iifname "s-*" accept
+		newRule(iifname(containerDevices+"*"), accept()),
+		// iifname != "lo" ip saddr 10.255.0.0/16 counter drop
+		newRule(iifnameNot("lo"), saddr("", network), counter(), drop()))
 	if lower != "" {
 		// iifname "eth0" ip daddr 10.0.16.15 udp dport 4789 notrack
 		pre.rules = append(pre.rules, newRule(iifname(lower), daddr(underlay), dport(c.Port), notrack()))

@@ -47,6 +47,16 @@ func iifname(name string) rule {
 	}}
 }
 
+// iifnameNot matches every packet that came in by a device of another name.
+func iifnameNot(name string) rule {
+	data := make([]byte, unix.IFNAMSIZ)
+	copy(data, name)
+	return rule{fmt.Sprintf("iifname != %q", name), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: data},
+	}}
+}
+
 // Offsets of the addresses in an IPv4 header.
 const (
 	offsetSaddr = 12

@@ -1,0 +1,36 @@
+package overlay_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// TestUnderlayCannotClaimOverlaySource sends plain packets with a source in the overlay over the underlay: whoever is not
+// allowed to send VXLAN could otherwise do without it.
+func TestUnderlayCannotClaimOverlaySource(t *testing.T) {
+	hosts := segment(t, 3)
+	victim, stranger := hosts[1], hosts[2]
+	victim.set(member(2, 2))
+	victim.sh(`sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.eth0.rp_filter=0
+		nft add table inet t; nft 'add chain inet t after { type filter hook prerouting priority -200; }'; nft add rule inet t after iifname eth0 ip daddr 10.255.2.7 counter comment after`)
+	stranger.sh("ip addr add 10.255.1.7/32 dev lo; ip route add 10.255.2.0/24 via 10.0.16.2")
+	stranger.send("10.0.16.3:0", "10.255.2.7:9", []byte("x"))
+	eventually(t, 3*time.Second, func() string { // other sources are not the guard's business
+		if n := victim.count("t", `"after"`); n != 1 {
+			return fmt.Sprintf("%d packets with an underlay source arrived", n)
+		}
+		return ""
+	})
+	stranger.send("10.255.1.7:0", "10.255.2.7:9", []byte("x"))
+	stranger.send("10.0.16.3:0", "10.255.2.7:9", []byte("x"))
+	eventually(t, 3*time.Second, func() string {
+		if n := victim.count("t", `"after"`); n < 2 {
+			return fmt.Sprintf("%d packets arrived", n)
+		}
+		return ""
+	})
+	if n := victim.count("t", `"after"`); n != 2 {
+		t.Error("a packet that claims an overlay source got in without VXLAN")
+	}
+}
