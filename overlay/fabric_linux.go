@@ -238,11 +238,16 @@ func (f *Fabric) noLower(w *wish, o *observed) error {
 
 // explains returns what tells whether a notification is the echo of p.
 func (f *Fabric) explains(p *plan) func(bool, kernel.Message) bool {
-	macs, gone := map[lease.MAC]bool{}, map[netip.Addr]bool{}
-	for _, es := range [][]entry{p.putEntries, p.delEntries} {
-		for _, e := range es {
-			macs[e.mac] = true
-		}
+	type echo struct {
+		typ   uint16
+		entry entry
+	}
+	entries, gone := map[echo]bool{}, map[netip.Addr]bool{}
+	for _, e := range p.putEntries {
+		entries[echo{unix.RTM_NEWNEIGH, e}] = true
+	}
+	for _, e := range p.delEntries {
+		entries[echo{unix.RTM_DELNEIGH, e}] = true
 	}
 	for _, n := range p.delNeighs {
 		gone[n.addr] = true
@@ -256,9 +261,9 @@ func (f *Fabric) explains(p *plan) func(bool, kernel.Message) bool {
 		case m.Type != unix.RTM_NEWNEIGH && m.Type != unix.RTM_DELNEIGH:
 			return false
 		}
-		// The kernel does not say who changed a forwarding entry, nor who removed a neighbour.
+		// The kernel does not say who changed a forwarding entry, nor who removed a neighbour. What undoes ours is not ours.
 		if _, e, ok := parseEntry(m.Body); ok {
-			return macs[e.mac]
+			return entries[echo{m.Type, e}]
 		}
 		_, n, ok := parseNeigh(m.Body)
 		return ok && m.Type == unix.RTM_DELNEIGH && gone[n.addr]
