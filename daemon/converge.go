@@ -33,7 +33,9 @@ func (d *daemon) converge(ctx context.Context) error {
 	}
 	nerr := nat.Set(ctx, nil, nat.Config{Local: local(s), NoMasquerade: []netip.Prefix{d.cfg.noMasquerade()}, VTEP: d.cfg.VTEPName})
 	terr := tuneHost(d.sysctls, s.Lease.Subnet)
-	c := d.seen.count(ctx)
+	aside, cancel := context.WithTimeout(ctx, countAside)
+	defer cancel()
+	c := d.seen.count(aside)
 
 	d.mu.Lock()
 	d.now.report, d.now.convergeError, d.now.tuneError = report, errors.Join(err, nerr), terr

@@ -220,3 +220,6 @@ func conntrack() (used, size uint64) {
 
 // countTimeout bounds the wait for the lock on the deployed store.
 const countTimeout = 5 * time.Second
+
+// countAside bounds it where repairs of the overlay wait for the count to end.
+const countAside = 200 * time.Millisecond

@@ -1,15 +1,20 @@
 package daemon
 
 import (
+	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/lease"
 	"github.com/google/go-cmp/cmp"
 )
@@ -136,6 +141,45 @@ func TestStoreAddresses(t *testing.T) {
 		if got, err := read(); err == nil {
 			t.Errorf("%q gave %v", text, got)
 		}
+	}
+}
+
+// TestLockedStoreCostsNothingThatStays reads again and again while a stuck writer holds the lock.
+func TestLockedStoreCostsNothingThatStays(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "store.json")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := kernel.Flock(t.Context(), f); err != nil {
+		t.Fatal(err)
+	}
+	read := func() {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		if _, err := storeAddresses(ctx, path); !errors.Is(err, fault.Unavailable) {
+			t.Fatalf("a locked store was read: %v", err)
+		}
+	}
+	count := func() int {
+		fds, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(fds) + runtime.NumGoroutine()
+	}
+	read()
+	before := count()
+	for range 20 {
+		read()
+	}
+	if after := count(); after > before+5 {
+		t.Errorf("%d descriptors and goroutines, %d before", after, before)
+	}
+	f.Close()
+	if _, err := storeAddresses(t.Context(), path); err != nil {
+		t.Errorf("after the writer: %v", err)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/lease"
 	"github.com/google/go-cmp/cmp"
@@ -117,6 +119,27 @@ func TestDaemonRepairsWithinASecond(t *testing.T) {
 	}
 	if got := h.network(); got.Status != "ready" {
 		t.Errorf("after all repairs %+v", got)
+	}
+}
+
+// TestDaemonRepairsWhileTheStoreIsLocked has a stuck writer hold the deployed store's lock: to count containers is not so
+// urgent that repairs may wait for it.
+func TestDaemonRepairsWhileTheStoreIsLocked(t *testing.T) {
+	w := newWorld(t)
+	w.controller("a.db")
+	h := w.host(10)
+	h.config["poll_interval"] = 30
+	f, err := os.Create(h.config["datastore"].(string))
+	must(t, err)
+	defer f.Close()
+	h.start()
+	n := h.ready()
+	must(t, kernel.Flock(t.Context(), f))
+	for i := range 5 {
+		link, err := h.nl.LinkByName(vtep)
+		must(t, err)
+		must(t, h.nl.LinkSetMTU(link, 1000+i))
+		eventually(t, time.Second, "whole again", func() error { return h.whole(n.OverlaySubnet) })
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"time"
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
@@ -33,7 +34,7 @@ func storeAddresses(ctx context.Context, path string) ([]netip.Addr, error) {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	defer f.Close()
-	if err := kernel.Flock(ctx, f); err != nil {
+	if err := lockToRead(ctx, f); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxStore+1))
@@ -45,6 +46,23 @@ func storeAddresses(ctx context.Context, path string) ([]netip.Addr, error) {
 		return nil, fmt.Errorf("read store %s: %w", path, err)
 	}
 	return addrs, nil
+}
+
+// lockToRead takes the lock on f. It asks again and again: a wait in the kernel cannot be given up, and a stuck writer would
+// cost a thread with every attempt.
+func lockToRead(ctx context.Context, f *os.File) error {
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for {
+		if ok, err := kernel.TryFlock(f); ok || err != nil {
+			return err
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return fault.Unavailablef("lock %s: another process held it for too long: %w", f.Name(), ctx.Err())
+		}
+	}
 }
 
 // parseStore reads the content of a store.

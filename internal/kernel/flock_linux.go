@@ -11,19 +11,11 @@ import (
 )
 
 // Flock takes the exclusive advisory lock on f, which closing f lets go (also when the process dies). It waits until ctx
-// ends and is then fault.Unavailable; f must in that case be closed and not be used again.
+// ends and is then fault.Unavailable; f must in that case be closed and not be used again. The wait keeps a thread and a
+// descriptor until the lock can be had, also after ctx: who asks again and again, for ever, uses TryFlock.
 func Flock(ctx context.Context, f *os.File) error {
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, unix.EINTR) {
-			if !errors.Is(err, unix.EWOULDBLOCK) {
-				return fmt.Errorf("lock %s: %w", f.Name(), err)
-			}
-			break
-		}
+	if ok, err := TryFlock(f); ok || err != nil {
+		return err
 	}
 	// The kernel offers no wait with a limit. The waiter works on a descriptor of its own: if nobody waits for it any more
 	// when it gets the lock, it lets go at once.
@@ -50,5 +42,20 @@ func Flock(ctx context.Context, f *os.File) error {
 		return nil
 	case <-ctx.Done():
 		return fault.Unavailablef("lock %s: another process held it for too long: %w", f.Name(), ctx.Err())
+	}
+}
+
+// TryFlock takes the exclusive advisory lock on f if nobody has it, and reports whether it did.
+func TryFlock(f *os.File) (bool, error) {
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return true, nil
+		case errors.Is(err, unix.EWOULDBLOCK):
+			return false, nil
+		case !errors.Is(err, unix.EINTR):
+			return false, fmt.Errorf("lock %s: %w", f.Name(), err)
+		}
 	}
 }
