@@ -172,9 +172,14 @@ func (a *applier) applyLink(p *plan) bool {
 			return false
 		}
 	}
-	if l.create || l.noIPv6 {
-		if err := a.f.noIPv6(p.device); err != nil {
-			a.fail(fmt.Errorf("switch IPv6 off on %s: %w", p.device, err))
+	for _, s := range []struct {
+		is         bool
+		key, value string
+	}{{l.noIPv6, sysctlIPv6(p.device), "1"}, {l.noARP, sysctlARP(p.device), "0"}} {
+		if l.create || s.is {
+			if err := a.f.setSysctl(s.key, s.value); err != nil {
+				a.fail(fmt.Errorf("set sysctl %s of %s to %s: %w", s.key, p.device, s.value, err))
+			}
 		}
 	}
 	for _, c := range []struct {
@@ -279,11 +284,19 @@ func deleteLink(b *kernel.Batch, device string) {
 	b.String(unix.IFLA_IFNAME, device)
 }
 
-// noIPv6 keeps IPv6 off the device: no link-local address, no router solicitations into the overlay.
-func (f *Fabric) noIPv6(device string) error {
+// sysctlIPv6 keeps IPv6 off the device when it is 1: no link-local address, no router solicitations into the overlay.
+func sysctlIPv6(device string) string { return "net/ipv6/conf/" + device + "/disable_ipv6" }
+
+// sysctlARP, when it is 0, makes the kernel give up at once on addresses that have no neighbour entry: nobody would answer. An
+// entry that waits for an answer cannot be taken for another use, so a container that scans the overlay would fill the neighbour
+// table, which the whole machine shares.
+func sysctlARP(device string) string { return "net/ipv4/neigh/" + device + "/mcast_solicit" }
+
+// setSysctl sets what the kernel has: it may lack IPv6, and hides neighbour settings from unprivileged namespaces.
+func (f *Fabric) setSysctl(key, value string) error {
 	return f.ns.Do(func() error {
-		err := kernel.SetSysctl("net/ipv6/conf/"+device+"/disable_ipv6", "1")
-		if errors.Is(err, unix.ENOENT) { // the kernel has no IPv6
+		err := kernel.SetSysctl(key, value)
+		if errors.Is(err, unix.ENOENT) {
 			return nil
 		}
 		return err

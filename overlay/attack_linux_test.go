@@ -2,6 +2,7 @@ package overlay_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 )
@@ -32,5 +33,24 @@ func TestUnderlayCannotClaimOverlaySource(t *testing.T) {
 	})
 	if n := victim.count("t", `"after"`); n != 2 {
 		t.Error("a packet that claims an overlay source got in without VXLAN")
+	}
+}
+
+// TestScanLeavesNoNeighbourThatWaits sends to overlay addresses that nobody leased, as a container may by the thousand. An
+// entry of the neighbour table that waits for an answer cannot be taken for another use, and the table is the whole machine's.
+func TestScanLeavesNoNeighbourThatWaits(t *testing.T) {
+	h := newHost(t, "10.0.16.15")
+	h.set(example())
+	h.send(":0", "10.255.77.1:9", []byte("x")) // nobody has it, and nobody will answer
+	out := h.sh("ip neigh show nud all dev silk-vtep to 10.255.77.1")
+	if strings.Contains(out, "INCOMPLETE") {
+		t.Errorf("the kernel asks for it: %s", out)
+	}
+	h.sh("sysctl -qw net.ipv4.neigh.silk-vtep.mcast_solicit=3")
+	h.f.Forget()
+	h.set(example())
+	h.holds(example())
+	if out := h.sh("cat /proc/sys/net/ipv4/neigh/silk-vtep/mcast_solicit"); out != "0\n" {
+		t.Errorf("it was not repaired: %s", out)
 	}
 }

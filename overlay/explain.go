@@ -62,6 +62,9 @@ func (l linkPlan) explain(device string, say func(string, ...any)) {
 	if l.create || l.noIPv6 {
 		say("sysctl -w net.ipv6.conf.%s.disable_ipv6=1", device)
 	}
+	if l.create || l.noARP {
+		say("sysctl -w net.ipv4.neigh.%s.mcast_solicit=0", device)
+	}
 	for _, c := range []struct {
 		is   bool
 		text string

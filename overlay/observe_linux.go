@@ -17,7 +17,7 @@ func (f *Fabric) observe(ctx context.Context, w *wish) (*observed, error) {
 		return nil, err
 	}
 	if o.link != nil {
-		o.link.ipv6 = f.ipv6(w.cfg.Device)
+		o.link.ipv6, o.link.asks = f.deviceSysctls(w.cfg.Device)
 	}
 	if err := f.observeAddrs(w, o); err != nil {
 		return nil, err
@@ -68,15 +68,17 @@ func (f *Fabric) getLink(b *kernel.Batch) (*link, string, error) {
 	return l, name, err
 }
 
-// ipv6 reports whether IPv6 is on for the device. Without IPv6 in the kernel it is off.
-func (f *Fabric) ipv6(device string) bool {
-	on := false
+// deviceSysctls reports whether IPv6 is on for the device and whether it asks for neighbours. What the kernel has no switch for is
+// off.
+func (f *Fabric) deviceSysctls(device string) (ipv6, asks bool) {
 	f.ns.Do(func() error {
-		v, err := kernel.Sysctl("net/ipv6/conf/" + device + "/disable_ipv6")
-		on = err == nil && v == "0"
+		v, err := kernel.Sysctl(sysctlIPv6(device))
+		ipv6 = err == nil && v == "0"
+		v, err = kernel.Sysctl(sysctlARP(device))
+		asks = err == nil && v != "0"
 		return nil
 	})
-	return on
+	return ipv6, asks
 }
 
 // observeAddrs finds the addresses of the device and the lower device.

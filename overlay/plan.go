@@ -21,6 +21,7 @@ type link struct {
 	master int
 	up     bool
 	ipv6   bool // not switched off
+	asks   bool // ARP requests are sent by it
 }
 
 // vxlan is what cannot be changed without making the device anew.
@@ -131,14 +132,14 @@ type counts struct{ desired, observed, foreign int }
 
 // linkPlan says what to do to the device. Want is what it should become.
 type linkPlan struct {
-	remove, create                         bool
-	setMAC, setMTU, setQueue, free, noIPv6 bool
-	up                                     bool
-	want                                   link
+	remove, create                                bool
+	setMAC, setMTU, setQueue, free, noIPv6, noARP bool
+	up                                            bool
+	want                                          link
 }
 
 func (l linkPlan) empty() bool {
-	return !(l.remove || l.create || l.setMAC || l.setMTU || l.setQueue || l.free || l.noIPv6 || l.up)
+	return !(l.remove || l.create || l.setMAC || l.setMTU || l.setQueue || l.free || l.noIPv6 || l.noARP || l.up)
 }
 
 // guardPlan says what to do to the guard rules.
@@ -216,7 +217,7 @@ func (p *plan) planLink(w *wish, o *observed) error {
 	p.link.setMTU = have.mtu != want.mtu
 	p.link.setQueue = have.txqlen != 0
 	p.link.free = have.master != 0
-	p.link.noIPv6 = have.ipv6
+	p.link.noIPv6, p.link.noARP = have.ipv6, have.asks
 	p.link.up = !have.up
 	return nil
 }

@@ -246,6 +246,8 @@ func changeLink(t *testing.T, l *link, f []string) {
 			l.up = false
 		case "ipv6":
 			l.ipv6 = true
+		case "arp":
+			l.asks = true
 		case "kind":
 			l.kind = value
 		case "vni":
