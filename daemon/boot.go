@@ -172,7 +172,7 @@ func (d *daemon) storeLease() {
 	if err == nil {
 		return
 	}
-	if !errors.Is(err, errNoState) {
+	if !errors.Is(err, errNoState) && !errors.Is(err, errFrozen) {
 		d.log.Error("lease could not be stored", "error", err)
 	}
 	d.mu.Lock()

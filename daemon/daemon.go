@@ -200,6 +200,9 @@ func (d *daemon) openState(ctx context.Context) error {
 	}
 	if err != nil {
 		d.log.Error("state directory cannot be used: a restart without the controller will not know this host's lease and peers", "error", err)
+		if _, err := os.Stat(d.cfg.StateDir); err == nil { // what is there still counts, above all a lease that is lost
+			d.state = State{dir: d.cfg.StateDir, frozen: true}
+		}
 		return nil
 	}
 	wait, cancel := context.WithTimeout(ctx, lockTimeout)

@@ -246,7 +246,7 @@ func FuzzStateLease(f *testing.F) {
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, b []byte) {
 		os.WriteFile(filepath.Join(dir, leaseFile), b, 0o600)
-		if got, err := (State{dir}).Lease(); err == nil && got.Lease.Validate() != nil {
+		if got, err := (State{dir: dir}).Lease(); err == nil && got.Lease.Validate() != nil {
 			t.Errorf("%q gave %v", b, got)
 		}
 	})

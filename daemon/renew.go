@@ -208,7 +208,7 @@ func (d *daemon) writeState(context.Context) error {
 	d.mu.Lock()
 	d.now.saveError = err
 	d.mu.Unlock()
-	if errors.Is(err, errNoState) { // the start has said so, and no attempt will change it
+	if errors.Is(err, errNoState) || errors.Is(err, errFrozen) { // the start has said so, and no attempt will change it
 		return nil
 	}
 	return err

@@ -361,6 +361,30 @@ func TestDaemonRunsWithoutAPlaceForState(t *testing.T) {
 	}
 }
 
+// TestDaemonReadsStateThatItCannotWrite starts over a state directory that cannot be locked or written, as after the file system
+// became read-only: what is in it still counts, above all that the lease is lost.
+func TestDaemonReadsStateThatItCannotWrite(t *testing.T) {
+	w := newWorld(t)
+	w.controller("a.db")
+	h := w.host(10)
+	h.start()
+	n := h.ready()
+	h.term()
+	w.away()
+	h.container(netip.MustParsePrefix(n.OverlaySubnet).Addr().Next().Next().String())
+	dir := h.config["state_dir"].(string)
+	state, err := daemon.OpenState(dir)
+	must(t, err)
+	s, err := state.Lease()
+	must(t, err)
+	s.Lost = true
+	must(t, state.SetLease(s))
+	must(t, os.Remove(filepath.Join(dir, "daemon.lock")))
+	must(t, os.Mkdir(filepath.Join(dir, "daemon.lock"), 0o700)) // root may write anything, but not this
+	h.start()
+	h.becomes(daemon.StatusFenced)
+}
+
 func TestDaemonStopsInPeaceWhileItWaitsForTheController(t *testing.T) {
 	w := newWorld(t)
 	asked := make(chan struct{}, 10)

@@ -27,9 +27,15 @@ const maxState = 64 << 20
 
 // State is the directory of what has to outlive a reboot: the last lease and the last peers. One daemon at a time
 // writes it. The zero State is no directory: nothing is in it and nothing can be stored.
-type State struct{ dir string }
+type State struct {
+	dir    string
+	frozen bool // it is read, never written
+}
 
-var errNoState = errors.New("there is no state directory: see the log of the start")
+var (
+	errNoState = errors.New("there is no state directory: see the log of the start")
+	errFrozen  = errors.New("the state directory cannot be locked and written: see the log of the start")
+)
 
 // OpenState makes the directory if it is missing and removes what a killed process was still writing.
 func OpenState(dir string) (State, error) {
@@ -45,7 +51,7 @@ func OpenState(dir string) (State, error) {
 			return State{}, fmt.Errorf("open state directory: %w", err)
 		}
 	}
-	return State{dir}, nil
+	return State{dir: dir}, nil
 }
 
 // savedLease is the content of leaseFile.
@@ -135,6 +141,9 @@ func (s State) read(name string, v any) (ok bool, err error) {
 func (s State) write(name string, v any) error {
 	if s.dir == "" {
 		return errNoState
+	}
+	if s.frozen {
+		return errFrozen
 	}
 	b, err := json.Marshal(v)
 	if err != nil {

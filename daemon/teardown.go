@@ -48,7 +48,7 @@ func Teardown(ctx context.Context, cfg Config, force bool, log *slog.Logger) err
 	}
 	try("release subnet lease", release(ctx, cfg))
 	try("delete vtep", removeOverlay(ctx, cfg, fabric))
-	try("remove state", State{cfg.StateDir}.Remove())
+	try("remove state", State{dir: cfg.StateDir}.Remove())
 	if records != nil {
 		try("restore sysctls", records.Sysctls().Restore())
 		try("remove endpoint directory", removeRecords(ctx, cfg, records))
