@@ -46,6 +46,10 @@ func (a *applier) error() error {
 // make sense: without the device there is nothing to put on it.
 func (a *applier) apply(p *plan) {
 	a.applyGuard(p.guard)
+	if a.failed > 0 && (p.link.create || p.link.up) { // one that is up stays up: what is established is not cut
+		a.fail(fmt.Errorf("device %s is not set up without the rules that guard its port", p.device))
+		return
+	}
 	if !a.applyLink(p) {
 		return
 	}

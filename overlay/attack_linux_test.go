@@ -1,10 +1,16 @@
 package overlay_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/overlay"
+	"golang.org/x/sys/unix"
 )
 
 // TestUnderlayCannotClaimOverlaySource sends plain packets with a source in the overlay over the underlay: whoever is not
@@ -53,4 +59,31 @@ func TestScanLeavesNoNeighbourThatWaits(t *testing.T) {
 	if out := h.sh("cat /proc/sys/net/ipv4/neigh/silk-vtep/mcast_solicit"); out != "0\n" {
 		t.Errorf("it was not repaired: %s", out)
 	}
+}
+
+// TestNoPortOpensWithoutItsGuard has another program own the table: the guard cannot be written.
+func TestNoPortOpensWithoutItsGuard(t *testing.T) {
+	h := newHost(t, "10.0.16.15")
+	owner, err := kernel.DialNetfilter(h.ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := sync.OnceFunc(func() { owner.Close() })
+	defer release()
+	var b kernel.Batch
+	b.Add(kernel.NFTables(unix.NFT_MSG_NEWTABLE), unix.NLM_F_CREATE, kernel.NFGen(unix.NFPROTO_INET))
+	b.String(unix.NFTA_TABLE_NAME, overlay.Table)
+	b.Attr(unix.NFTA_TABLE_FLAGS, []byte{0, 0, 0, 2}) // NFT_TABLE_F_OWNER, 5.12
+	if err := owner.Transact(&b, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.f.Set(context.Background(), example()); err == nil {
+		t.Error("Set did not say that the guard is missing")
+	}
+	if out, err := h.try("ip link show silk-vtep up | grep ."); err == nil {
+		t.Errorf("the VXLAN port is open to everybody: %s", out)
+	}
+	release() // its table goes with it
+	h.set(example())
+	h.holds(example())
 }
