@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,14 +23,15 @@ import (
 // observeDevice returns what the device of that name says about the host's lease. The MAC tells the subnet's first address, and so
 // does the address; a stranger may have changed one of them, or added addresses.
 func observeDevice(name string, overlay netip.Prefix) (DeviceState, error) {
-	ifi, err := net.InterfaceByName(name)
+	devices, err := kernel.Devices(nil)
 	if err != nil {
-		if isNoDevice(err) {
-			return DeviceState{}, nil
-		}
 		return DeviceState{}, fmt.Errorf("observe device %s: %w", name, err)
 	}
-	addrs, err := ifi.Addrs()
+	i := slices.IndexFunc(devices, func(d kernel.Device) bool { return d.Name == name })
+	if i < 0 {
+		return DeviceState{}, nil
+	}
+	addrs, err := (&net.Interface{Index: devices[i].Index}).Addrs()
 	if err != nil {
 		return DeviceState{}, fmt.Errorf("observe device %s: %w", name, err)
 	}
@@ -39,7 +41,7 @@ func observeDevice(name string, overlay netip.Prefix) (DeviceState, error) {
 			list = append(list, p)
 		}
 	}
-	return DeviceState{Exists: true, Base: baseOf(ifi.HardwareAddr, list, overlay)}, nil
+	return DeviceState{Exists: true, Base: baseOf(devices[i].MAC, list, overlay)}, nil
 }
 
 // baseOf finds the first address of the lease that a VTEP with this MAC and these addresses stands for, the zero Addr if
@@ -67,12 +69,6 @@ func baseOf(mac []byte, addrs []netip.Prefix, overlay netip.Prefix) netip.Addr {
 	return netip.Addr{}
 }
 
-// isNoDevice reports whether InterfaceByName failed for lack of the device; package net has no error value for that.
-func isNoDevice(err error) bool {
-	e, ok := errors.AsType[*net.OpError](err)
-	return ok && e.Err.Error() == "no such network interface"
-}
-
 // containerAddress returns the address that the host's end of a container's veth pair is named after: s- and three digits for
 // each octet.
 func containerAddress(device string) (netip.Addr, bool) {
@@ -93,9 +89,9 @@ func containerAddress(device string) (netip.Addr, bool) {
 
 // containerDevices returns the addresses of all containers that the kernel has a device for.
 func containerDevices() (map[netip.Addr]bool, error) {
-	all, err := net.Interfaces()
+	all, err := kernel.Devices(nil)
 	if err != nil {
-		return nil, fmt.Errorf("list devices: %w", err)
+		return nil, err
 	}
 	out := map[netip.Addr]bool{}
 	for _, i := range all {

@@ -1,0 +1,28 @@
+package kernel
+
+import (
+	"bytes"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func FuzzParseDevice(f *testing.F) {
+	var b Batch
+	b.Add(unix.RTM_NEWLINK, 0, IfInfo(7, 0, 0))
+	b.String(unix.IFLA_IFNAME, "silk-vtep")
+	b.Attr(unix.IFLA_ADDRESS, []byte{0xee, 0xee, 10, 255, 30, 0})
+	seed := b.Bytes()[unix.NLMSG_HDRLEN:]
+	f.Add(seed)
+	f.Add(seed[:unix.SizeofIfInfomsg])
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, body []byte) {
+		d, ok := parseDevice(body)
+		if ok != (d.Name != "") {
+			t.Errorf("%q gave %+v, %v", body, d, ok)
+		}
+		if bytes.Equal(body, seed) && (!ok || d.Index != 7 || d.Name != "silk-vtep" || len(d.MAC) != 6) {
+			t.Errorf("a device was read as %+v, %v", d, ok)
+		}
+	})
+}
