@@ -228,7 +228,11 @@ func (a *applier) createLink(device string, want link) bool {
 		err = refused[0]
 	}
 	if errors.Is(err, unix.EEXIST) {
-		err = fault.Conflictf("%w%s", err, a.f.rival(device, want.vxlan))
+		by := a.f.rival(device, want.vxlan)
+		if by == "" {
+			by = " by one that was moved from here to another network namespace: remove it there, or change vtep_port or vni"
+		}
+		err = fault.Conflictf("%w%s", err, by)
 	}
 	if err != nil {
 		a.fail(fmt.Errorf("make VXLAN device %s: %w", device, err))

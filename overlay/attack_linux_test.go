@@ -2,12 +2,14 @@ package overlay_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/overlay"
 	"golang.org/x/sys/unix"
@@ -86,4 +88,53 @@ func TestNoPortOpensWithoutItsGuard(t *testing.T) {
 	release() // its table goes with it
 	h.set(example())
 	h.holds(example())
+}
+
+// TestDeviceInAnotherNamespaceIsNamed moves the VTEP away: it keeps the VNI of the host that it was made on.
+func TestDeviceInAnotherNamespaceIsNamed(t *testing.T) {
+	h, other := newHost(t, "10.0.16.15"), &host{t: t, ns: newNS(t)}
+	h.set(example())
+	h.sh(fmt.Sprintf("ip link set silk-vtep netns /proc/%d/fd/%d", pid(), other.ns.FD()))
+	_, err := h.f.Set(context.Background(), example())
+	if !errors.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "another network namespace") {
+		t.Errorf("got %v", err)
+	}
+	other.sh("ip link del silk-vtep")
+	h.set(example())
+	h.holds(example())
+}
+
+// TestFragmentsCannotInjectVXLAN sends, from a container, packets to the VXLAN port that leave it in fragments, of which only
+// the first tells the port.
+func TestFragmentsCannotInjectVXLAN(t *testing.T) {
+	hosts := segment(t, 2)
+	for i, h := range hosts {
+		h.set(member(i+1, 2))
+	}
+	home := hosts[0]
+	home.countArrivals()
+	container := &host{t: t, ns: newNS(t)}
+	home.sh(fmt.Sprintf(`ip link add s-010255001007 type veth peer name c0; ip link set s-010255001007 up; ip addr add 169.254.0.1 peer 10.255.1.7/32 dev s-010255001007
+		ip link set c0 netns /proc/%d/fd/%d`, pid(), container.ns.FD()))
+	container.sh("ip link set c0 up mtu 600; ip addr add 10.255.1.7 peer 169.254.0.1/32 dev c0; ip route add default via 169.254.0.1")
+	packet := append(encapsulated(member(1, 2).Local.MAC, 5, "10.255.2.7", "10.255.1.0"), make([]byte, 1500)...)
+	for i, to := range []string{"10.0.16.1:4789", "169.254.0.1:4789"} {
+		container.send("10.255.1.7:0", to, packet)
+		eventually(t, 3*time.Second, func() string {
+			if n := home.count("silk", `"s-*"`); n != i+1 {
+				return fmt.Sprintf("to %s: %d first fragments dropped, want %d", to, n, i+1)
+			}
+			return ""
+		})
+	}
+	container.send("10.255.1.7:0", "169.254.0.1:9", packet) // what followed the first ones has arrived when this has
+	eventually(t, 3*time.Second, func() string {
+		if out := home.sh("grep ^Udp: /proc/net/snmp | tail -1"); strings.Fields(out)[2] == "0" { // NoPorts
+			return "the packet to another port did not arrive whole"
+		}
+		return ""
+	})
+	if n := home.count("t", `"before"`); n != 0 {
+		t.Errorf("%d packets were injected", n)
+	}
 }
