@@ -92,7 +92,7 @@ func (g *Ledger) Set(e Entry) {
 	}
 	if e.State == Free {
 		if member {
-			heap.Push(&g.freed[k], freeItem{e.FreedAt, i})
+			g.queue(k, freeItem{e.FreedAt, i})
 		}
 		return
 	}
@@ -107,6 +107,23 @@ func (g *Ledger) Set(e Entry) {
 	if e.Subnet.Bits() > g.pool.bits {
 		g.inside[g.block(e.Subnet)]++
 	}
+}
+
+// queue adds to freed. Outdated items leave it at its head only, which nobody looks at while there are members that were never used: when most items
+// must be outdated, it is made anew.
+func (g *Ledger) queue(k Kind, item freeItem) {
+	q := &g.freed[k]
+	heap.Push(q, item)
+	if uint64(len(*q)) < 2*g.known[k]+1024 {
+		return
+	}
+	*q = (*q)[:0]
+	for p, e := range g.entries {
+		if kind, i, member := g.pool.Index(p); member && kind == k && e.State == Free {
+			*q = append(*q, freeItem{e.FreedAt, i})
+		}
+	}
+	heap.Init(q)
 }
 
 // Forget removes all knowledge of a subnet.
