@@ -44,8 +44,15 @@ type Terms struct {
 	Fresh      int64 // age below which a renewal need not be written
 }
 
-// Expired reports whether the row's lease has ended.
-func (t Terms) Expired(r Row) bool { return r.RenewedAt+t.Expiration <= t.Now }
+// Expired reports whether the row's lease has ended. No time that a row may hold makes it overflow.
+func (t Terms) Expired(r Row) bool { return r.RenewedAt <= t.Now-t.Expiration }
+
+// due reports whether a renewal of the row is to be written: it is not young any more, or it was renewed in the future. The second is what remains of a
+// clock that was ahead and has been put right; a lease that kept such a time would outlive its host by as much.
+func (t Terms) due(r Row) bool {
+	age := t.Now - r.RenewedAt
+	return age >= t.Fresh || age < -t.Fresh-1
+}
 
 // Settle judges a request that leaves everything as it is but, perhaps, the time of the last renewal: the renewal of a lease that holds,
 // or the acquisition of one that is held already. row is what the host has, nil for nothing. settled is false for every other request, which is for
@@ -54,7 +61,7 @@ func (t Terms) Settle(p Pool, q Request, row *Row) (v Verdict, touch, settled bo
 	if row == nil || row.Invalid || t.Expired(*row) {
 		return Verdict{}, false, false
 	}
-	touch = t.Now-row.RenewedAt >= t.Fresh
+	touch = t.due(*row)
 	switch {
 	case q.Op == Renew && q.Lease == row.Lease:
 		return Verdict{}, touch, true
@@ -204,7 +211,7 @@ func (x *decider) renew(q Request, h *holding) Verdict {
 
 // keep renews what a host has.
 func (x *decider) keep(h *holding) {
-	if x.t.Now-h.RenewedAt >= x.t.Fresh || x.t.Expired(h.Row) {
+	if x.t.due(h.Row) || x.t.Expired(h.Row) {
 		h.touched, h.RenewedAt = true, x.t.Now
 	}
 	if e, ok := x.g.At(h.Lease.Subnet); ok && e.State != Active {
