@@ -166,7 +166,7 @@ func (x *decider) judge(q Request, h *holding) Verdict {
 
 func (x *decider) acquire(q Request, h *holding) Verdict {
 	host := q.Lease.Underlay
-	if !host.Is4() {
+	if !host.Is4() || !usable(host) {
 		return Verdict{Err: fault.Invalidf("invalid ipv4 address: %s", addrText(host))}
 	}
 	if h != nil && !h.Invalid && x.g.pool.Contains(h.Lease.Subnet) {

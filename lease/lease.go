@@ -68,7 +68,7 @@ func (l Lease) appendTo(b []byte) []byte {
 // unmasked subnet, or a MAC that is not the subnet's.
 func (l Lease) Validate() error {
 	switch {
-	case !l.Underlay.IsValid() || l.Underlay.Is4In6() || l.Underlay.IsUnspecified():
+	case !usable(l.Underlay):
 		return fault.Invalidf("underlay address %q is not usable: expected an IPv4 address such as 10.0.16.5", addrText(l.Underlay))
 	case !l.Subnet.IsValid() || l.Subnet != l.Subnet.Masked():
 		return fault.Invalidf("overlay subnet %q is not usable: expected a network such as 10.255.30.0/24", prefixText(l.Subnet))
@@ -76,6 +76,11 @@ func (l Lease) Validate() error {
 		return fault.Invalidf("hardware address %v does not belong to subnet %v: expected %v", l.MAC, l.Subnet, MACOf(l.Subnet))
 	}
 	return nil
+}
+
+// usable reports whether a host can have the address.
+func usable(host netip.Addr) bool {
+	return host.IsValid() && !host.Is4In6() && !host.IsUnspecified() && !host.IsMulticast() && host != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
 func addrText(a netip.Addr) string {

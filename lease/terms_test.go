@@ -28,3 +28,14 @@ func TestRenewalWritesWhenTheRowIsFromTheFuture(t *testing.T) {
 		}
 	}
 }
+
+// TestNobodyIsGivenALeaseThatIsRefusedAfterwards asks for addresses that no host can have.
+func TestNobodyIsGivenALeaseThatIsRefusedAfterwards(t *testing.T) {
+	for _, a := range []string{"0.0.0.0", "224.0.0.5", "255.255.255.255", "::", "ff02::1", "::ffff:10.0.0.5", "fd00::1"} {
+		host := netip.MustParseAddr(a)
+		d := Decide(NewLedger(smallPool(t)), Terms{Now: 100, Expiration: 10}, nil, nil, []Request{{Op: Acquire, Lease: Lease{Underlay: host}}})
+		if d.Verdicts[0].Err == nil {
+			t.Errorf("host %s got %v", a, d.Verdicts[0].Lease)
+		}
+	}
+}
