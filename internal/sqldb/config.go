@@ -105,10 +105,13 @@ func (c Config) sqlite() (*sql.DB, error) {
 		return nil, err
 	}
 	q := url.Values{"_txlock": {"immediate"}, "_pragma": {
-		fmt.Sprintf("busy_timeout(%d)", min(c.timeout(), statementLimit).Milliseconds()), "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)",
+		fmt.Sprintf("busy_timeout(%d)", min(c.timeout(), busyLimit).Milliseconds()), "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)",
 	}}
 	return sql.Open("sqlite", "file:"+(&url.URL{Path: c.Path}).EscapedPath()+"?"+q.Encode())
 }
+
+// busyLimit bounds how long SQLite itself waits for the lock of a file: it does so without a look at the context. DB.Again goes on waiting.
+const busyLimit = 2 * time.Second
 
 // prepareFile makes the database file, readable by its owner only, and its directory, unless they are there.
 func prepareFile(path string) error {
