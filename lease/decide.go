@@ -9,7 +9,7 @@ import (
 // Row is a lease as a registry's store keeps it.
 type Row struct {
 	ID        int64 // of the store, never used twice
-	Lease     Lease // only Underlay is known of a row that cannot be read
+	Lease     Lease // of a row that cannot be read, what of Underlay and Subnet is known
 	RenewedAt int64 // seconds since 1970 by the registry's clock
 	Invalid   bool  // the row cannot be read as a lease
 }
@@ -109,7 +109,7 @@ type holding struct {
 func Decide(g *Ledger, t Terms, rows, expired []Row, requests []Request) Decision {
 	x := &decider{g: g, t: t, rows: make(map[netip.Addr]*holding, len(rows))}
 	for _, r := range expired {
-		if k, _, member := g.pool.Index(r.Lease.Subnet); member {
+		if k, _, member := g.pool.Index(r.Lease.Subnet); member && !r.Invalid {
 			x.expired[k] = append(x.expired[k], r)
 		}
 	}

@@ -39,7 +39,7 @@ type Ledger struct {
 	known   [2]uint64                   // by kind: members of the pool that have an entry
 	freed   [2]freeQueue                // by kind: members that are Free; may hold outdated items as well
 	cursor  [2]uint64                   // by kind: members below it have an entry or overlap a held subnet
-	blocked map[netip.Prefix]bool       // members that the store refused for a reason that is not known
+	blocked map[netip.Prefix]bool       // what the store refused for a reason that is not known, or holds in rows that are no leases
 	undo    []undo
 	log     bool
 }
@@ -222,8 +222,7 @@ func (g *Ledger) Changes() []Entry {
 	return all
 }
 
-// Block keeps a member of the pool from being given out until Unblock: the store refuses it, because something in there that is no lease stands
-// in its way.
+// Block keeps what overlaps a subnet from being given out until Unblock: something in the store that is no lease stands in its way.
 func (g *Ledger) Block(subnet netip.Prefix) { g.blocked[subnet] = true }
 
 // Unblock ends all blocks.
@@ -236,8 +235,10 @@ func (g *Ledger) Unblock() {
 
 // Overlaps returns a held entry that has addresses in common with subnet. Of a blocked one it knows only the subnet.
 func (g *Ledger) Overlaps(subnet netip.Prefix) (Entry, bool) {
-	if g.blocked[subnet] {
-		return Entry{Lease: Lease{Subnet: subnet}}, true
+	for p := range g.blocked { // rare
+		if p.Overlaps(subnet) {
+			return Entry{Lease: Lease{Subnet: p}}, true
+		}
 	}
 	for bits := 0; bits <= subnet.Bits() && bits <= 32; bits++ {
 		if g.lengths[bits] == 0 {

@@ -220,8 +220,8 @@ func (k *keeper) hostsToRead(requests []lease.Request) []netip.Addr {
 	seen := make(map[netip.Addr]bool, len(requests))
 	hosts := make([]netip.Addr, 0, len(requests))
 	unread := map[netip.Addr]bool{}
-	for _, h := range k.unread {
-		unread[h] = true
+	for _, l := range k.unread {
+		unread[l.Underlay] = true
 	}
 	for _, q := range requests {
 		h := q.Lease.Underlay

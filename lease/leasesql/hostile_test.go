@@ -3,6 +3,7 @@ package leasesql_test
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -25,6 +26,22 @@ func fill(t testing.TB, s *leasesql.Store, n int) []lease.Lease {
 		}
 	}
 	return held
+}
+
+// TestUnmaskedRowIsNotGivenOut has a row of the kind that the deployed controller takes unchecked: its subnet is none, but its addresses are in use.
+func TestUnmaskedRowIsNotGivenOut(t *testing.T) {
+	eachEngine(t, func(t *testing.T, db sqldb.Config) {
+		raw := connect(t, db)
+		s := open(t, config(db, leasetest.Pool(t, "10.255.0.0/22", 24))) // three blocks
+		exec(t, raw, "INSERT INTO subnets (underlay_ip, overlay_subnet, overlay_hwaddr, last_renewed_at) VALUES ('10.9.9.9', '10.255.2.7/24', 'ee:ee:0a:ff:02:07', "+raw.Dialect().Now+")")
+		leasetest.Eventually(t, "the row is counted", func() bool { st, err := s.Stats(t.Context()); return err == nil && st.Invalid == 1 })
+		for n := range 3 {
+			l, err := s.Acquire(t.Context(), leasetest.Host(n), lease.Block)
+			if n == 2 && !errors.Is(err, fault.Exhausted) || n < 2 && (err != nil || l.Subnet == netip.MustParsePrefix("10.255.2.0/24")) {
+				t.Errorf("acquire %d = %v, %v", n, l, err)
+			}
+		}
+	})
 }
 
 // TestStopsWhileTheDatabaseFileIsLocked ends the store while somebody else keeps the write lock.

@@ -21,17 +21,17 @@ import (
 type keeper struct {
 	s       *Store
 	ledger  *lease.Ledger
-	at      state                // the revision that the ledger is at
-	loaded  bool                 // the ledger holds what the database has at that revision
-	rest    balance              // the balance of rows that are not in the ledger, because they cannot be read
-	looked  time.Duration        // how long the last comparison took; it may take a fiftieth of the time
-	callers int                  // that were there in or behind the last batch
-	took    time.Duration        // by the last batch
-	renew   bool                 // the next mend begins a new epoch
-	odd     int                  // how often in a row the balance was off and nothing to be found
-	insert  []netip.Prefix       // what the last attempt wanted to insert
-	unread  map[int64]netip.Addr // rows that cannot be read, and whose they are
-	behind  time.Time            // since when the database's revision has been lower than ours; zero: it is not
+	at      state                 // the revision that the ledger is at
+	loaded  bool                  // the ledger holds what the database has at that revision
+	rest    balance               // the balance of rows that are not in the ledger, because they cannot be read
+	looked  time.Duration         // how long the last comparison took; it may take a fiftieth of the time
+	callers int                   // that were there in or behind the last batch
+	took    time.Duration         // by the last batch
+	renew   bool                  // the next mend begins a new epoch
+	odd     int                   // how often in a row the balance was off and nothing to be found
+	insert  []netip.Prefix        // what the last attempt wanted to insert
+	unread  map[int64]lease.Lease // rows that cannot be read, and what of host and subnet is known
+	behind  time.Time             // since when the database's revision has been lower than ours; zero: it is not
 	kicks   chan struct{}
 
 	mu   sync.Mutex
@@ -299,6 +299,7 @@ func (k *keeper) load(st state, entries []lease.Entry, start time.Time) {
 	for _, e := range entries {
 		k.ledger.Set(e)
 	}
+	k.block()
 	if k.loaded && st.Epoch != k.at.Epoch {
 		k.s.log.Warn("epoch of the database changed", "was", k.at.String(), "is", st.String())
 	}
@@ -308,23 +309,18 @@ func (k *keeper) load(st state, entries []lease.Entry, start time.Time) {
 	k.setFigures(-1)
 }
 
-// fellBehind handles a database that has forgotten revisions of its own epoch: a node of a cluster that lags, for a while; or one that was
-// restored from a copy. Then the epoch is renewed.
-func (k *keeper) fellBehind(st state) error {
-	if k.behind.IsZero() {
-		k.behind = time.Now()
-		k.s.log.Warn("database went back to an earlier revision", "was", k.at.String(), "is", st.String())
+// block keeps addresses that rows name which cannot be read from being given out.
+func (k *keeper) block() {
+	for _, l := range k.unread {
+		if l.Subnet.IsValid() {
+			k.ledger.Block(l.Subnet)
+		}
 	}
-	if time.Since(k.behind) < patience {
-		return fault.Unavailablef("the database is at revision %v, but was at %v: waiting for it to catch up", st.Revision, k.at.Revision)
-	}
-	k.renew = true
-	return fault.Unavailablef("the database was restored to an earlier revision: reading it anew")
 }
 
 // reconcile reads all of subnets and makes known what others changed there and what expired. It reports whether there was anything new.
 func (k *keeper) reconcile(ctx context.Context) (moved bool, err error) {
-	var unread map[int64]netip.Addr
+	var unread map[int64]lease.Lease
 	var rest balance
 	err = k.s.db.Again(ctx, func(int) error {
 		if err := k.sync(ctx); err != nil {
@@ -351,19 +347,23 @@ func (k *keeper) reconcile(ctx context.Context) (moved bool, err error) {
 		return false, fmt.Errorf("reconcile leases: %w", err)
 	}
 	learnt := moved || !maps.Equal(unread, k.unread)
+	if !maps.Equal(unread, k.unread) {
+		k.ledger.Unblock()
+	}
 	k.rest, k.unread = rest, unread
+	k.block()
 	k.setFigures(len(unread))
 	return learnt, nil
 }
 
-// unreadable returns rows that cannot be read, with the hosts they name, and their share in the balance.
-func unreadable(rows []lease.Row, t lease.Terms) (unread map[int64]netip.Addr, b balance) {
-	unread = map[int64]netip.Addr{}
+// unreadable returns rows that cannot be read, with what they name, and their share in the balance.
+func unreadable(rows []lease.Row, t lease.Terms) (unread map[int64]lease.Lease, b balance) {
+	unread = map[int64]lease.Lease{}
 	for _, r := range rows {
 		if !r.Invalid {
 			continue
 		}
-		unread[r.ID] = r.Lease.Underlay
+		unread[r.ID] = r.Lease
 		b.rows++
 		b.ids += r.ID
 		if !t.Expired(r) {

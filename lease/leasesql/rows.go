@@ -107,7 +107,8 @@ func readRows(ctx context.Context, q sqldb.Querier, end string, args ...any) (al
 		}
 		if r.Lease, err = parse(host, subnet, mac); err != nil {
 			h, _ := netip.ParseAddr(host)
-			r.Invalid, r.Lease = true, lease.Lease{Underlay: h}
+			p, _ := netip.ParsePrefix(subnet)
+			r.Invalid, r.Lease = true, lease.Lease{Underlay: h, Subnet: p.Masked()}
 		}
 		all = append(all, r)
 	}
