@@ -78,25 +78,46 @@ func (k *keeper) serve(ctx context.Context, calls []*call) {
 	verdicts, err := k.judge(ctx, requests)
 	if err != nil && len(requests) > 1 && !unavailable(err) && ctx.Err() == nil {
 		k.s.log.Error("batch failed: its requests are tried one by one", "requests", len(requests), "error", err)
-		for i := range requests {
-			v, err := k.judge(ctx, requests[i:i+1])
-			if err != nil {
-				v = []lease.Verdict{{Err: err}}
-			}
-			asked[i].done <- v[0]
-		}
+		k.serveEach(ctx, requests, asked)
 		return
 	}
 	if ctx.Err() != nil {
 		err = errEnded
 	}
 	for i, c := range asked {
-		v := lease.Verdict{Err: err}
+		v := lease.Verdict{Err: ours(err)}
 		if err == nil {
 			v = verdicts[i]
 		}
 		c.done <- v
 	}
+}
+
+// serveEach is serve for requests of which one makes the others fail. Once the database is away, those that are left are told so.
+func (k *keeper) serveEach(ctx context.Context, requests []lease.Request, asked []*call) {
+	var away error
+	for i, c := range asked {
+		v, err := []lease.Verdict{{}}, cmp.Or(away, c.ctx.Err())
+		if err == nil {
+			v, err = k.judge(ctx, requests[i:i+1])
+		}
+		if err != nil {
+			v = []lease.Verdict{{Err: ours(err)}}
+		}
+		if unavailable(err) {
+			away = err
+		}
+		c.done <- v[0]
+	}
+}
+
+// ours gives a failure of the store or its database no kind but Unavailable or none: a verdict on the request is something else, and to be told one by
+// mistake would end a host's lease.
+func ours(err error) error {
+	if err == nil || unavailable(err) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return fault.New(fault.Internal, err)
 }
 
 // errForeign means that the table subnets has changed behind our back.

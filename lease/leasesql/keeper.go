@@ -291,6 +291,9 @@ func (k *keeper) sync(ctx context.Context) error {
 		k.kick()
 		k.setFigures(-1)
 	}
+	if len(st.damaged) > 0 {
+		return k.discard(ctx, st.damaged)
+	}
 	return nil
 }
 

@@ -1,9 +1,14 @@
 package leasesql
 
 import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
 	"time"
 
 	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/internal/sqldb"
 )
 
 // fellBehind handles a database that has forgotten revisions of its own epoch: a node of a cluster that lags, for a while; or one that was
@@ -18,4 +23,21 @@ func (k *keeper) fellBehind(st state) error {
 	}
 	k.renew = true
 	return fault.Unavailablef("the database was restored to an earlier revision: reading it anew")
+}
+
+// discard removes entries of silk_leases that cannot be read: the comparison that follows makes them anew from subnets, where that holds something.
+func (k *keeper) discard(ctx context.Context, keys []string) error {
+	k.s.log.Error("table silk_leases held what cannot be read: it was removed", "count", len(keys), "first", keys[0])
+	for part := range slices.Chunk(keys, chunk) {
+		marks, args := sqldb.In(part)
+		if _, err := k.s.db.Exec(ctx, "DELETE FROM silk_leases WHERE overlay_subnet IN "+marks, args...); err != nil {
+			return fmt.Errorf("remove unreadable entries: %w", err)
+		}
+	}
+	for _, key := range keys {
+		if p, err := netip.ParsePrefix(key); err == nil {
+			k.ledger.Forget(p)
+		}
+	}
+	return nil
 }

@@ -35,6 +35,8 @@ type state struct {
 	lease.Revision
 	pruned uint64
 	now    int64
+
+	damaged []string // keys of entries that cannot be read; they are not among those that were
 }
 
 // readChanges returns the revision and, in one statement and so of the same moment, every entry that changed after a counter (-1: all), by
@@ -59,7 +61,8 @@ func readChanges(ctx context.Context, q sqldb.Querier, after int64) (state, []le
 		}
 		l, err := parse(host.String, subnet.String, mac.String)
 		if err != nil {
-			return state{}, nil, fmt.Errorf("table silk_leases: %w", err)
+			st.damaged = append(st.damaged, subnet.String)
+			continue
 		}
 		entries = append(entries, lease.Entry{Lease: l, State: lease.State(how.Int64), FreedAt: freed.Int64, Changed: uint64(changed.Int64)})
 	}
