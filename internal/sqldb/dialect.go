@@ -31,7 +31,7 @@ var dialects = map[string]Dialect{
 	SQLite: {Name: SQLite, Now: "unixepoch()", conflict: " ON CONFLICT (%s) DO UPDATE SET ", proposed: "excluded.%s"},
 	Postgres: {Name: Postgres, Now: "floor(extract(epoch from statement_timestamp()))::bigint", ForUpdate: " FOR UPDATE", numbered: true,
 		conflict: " ON CONFLICT (%s) DO UPDATE SET ", proposed: "excluded.%s"},
-	MySQL: {Name: MySQL, Now: "UNIX_TIMESTAMP()", ForUpdate: " FOR UPDATE",
+	MySQL: {Name: MySQL, Now: "CAST(UNIX_TIMESTAMP() AS SIGNED)", ForUpdate: " FOR UPDATE",
 		conflict: " ON DUPLICATE KEY UPDATE ", proposed: "VALUES(%s)"},
 }
 

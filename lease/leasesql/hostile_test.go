@@ -3,6 +3,7 @@ package leasesql_test
 import (
 	"context"
 	"errors"
+	"math"
 	"net/netip"
 	"testing"
 	"time"
@@ -49,6 +50,29 @@ func TestUnreadableRecordHarmsNobody(t *testing.T) {
 		})
 		if got := len(list(t, open(t, config(db, wide(t))))); got != 4 {
 			t.Errorf("a store that is opened now lists %d leases, want 4", got)
+		}
+	})
+}
+
+// TestAbsurdTimeHarmsNobody has a row whose time of renewal no sum may be made of.
+func TestAbsurdTimeHarmsNobody(t *testing.T) {
+	eachEngine(t, func(t *testing.T, db sqldb.Config) {
+		cfg := config(db, leasetest.Pool(t, "10.255.0.0/22", 24)) // three blocks
+		cfg.Expiration = math.MaxInt32 * time.Second
+		s, old := open(t, cfg), deployed{connect(t, db)}
+		odd := leasetest.Of(leasetest.Host(1), "10.255.1.0/24")
+		if err := old.add(t, odd); err != nil {
+			t.Fatal(err)
+		}
+		exec(t, old.db, "UPDATE subnets SET last_renewed_at = ?", int64(math.MaxInt64))
+		leasetest.Eventually(t, "the lease is listed", func() bool { return has(t, s, odd) })
+		for n := range 3 {
+			if _, err := s.Acquire(t.Context(), leasetest.Host(2+n), lease.Block); err != nil != (n == 2) || n == 2 && !errors.Is(err, fault.Exhausted) {
+				t.Errorf("acquire %d: %v", n, err)
+			}
+		}
+		if st, err := s.Stats(t.Context()); err != nil || st.Total != 3 || st.Expired != 0 {
+			t.Errorf("stats %+v, %v", st, err)
 		}
 	})
 }

@@ -292,7 +292,7 @@ func (s *Store) Stats(ctx context.Context) (Stats, error) {
 	now := s.db.Dialect().Now
 	st := Stats{BlockPool: s.cfg.Pool.Size(lease.Block), SinglePool: s.cfg.Pool.Size(lease.Single)}
 	err := s.db.QueryRow(ctx, `SELECT COUNT(*), COALESCE(SUM(CASE WHEN overlay_subnet LIKE '%/32' THEN 1 ELSE 0 END), 0),
-		COALESCE(SUM(CASE WHEN last_renewed_at + ? <= `+now+` THEN 1 ELSE 0 END), 0), COALESCE(SUM(CASE WHEN last_renewed_at + ? <= `+now+` THEN 1 ELSE 0 END), 0)
+		COALESCE(SUM(CASE WHEN last_renewed_at <= `+now+` - ? THEN 1 ELSE 0 END), 0), COALESCE(SUM(CASE WHEN last_renewed_at <= `+now+` - ? THEN 1 ELSE 0 END), 0)
 		FROM subnets`, seconds(s.cfg.Staleness), seconds(s.cfg.Expiration)).Scan(&st.Total, &st.Singles, &st.Stale, &st.Expired)
 	if err != nil {
 		return Stats{}, fmt.Errorf("count leases: %w", err)

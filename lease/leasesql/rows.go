@@ -135,7 +135,7 @@ func readHosts(ctx context.Context, q sqldb.Querier, hosts []netip.Addr) ([]leas
 func readExpired(ctx context.Context, q sqldb.Querier, expiration int64, limit int) ([]lease.Row, error) {
 	var all []lease.Row
 	for _, like := range []string{"LIKE", "NOT LIKE"} {
-		rows, _, err := readRows(ctx, q, "WHERE last_renewed_at + ? <= "+q.Dialect().Now+" AND overlay_subnet "+like+
+		rows, _, err := readRows(ctx, q, "WHERE last_renewed_at <= "+q.Dialect().Now+" - ? AND overlay_subnet "+like+
 			" '%/32' ORDER BY last_renewed_at, id LIMIT ?", expiration, limit)
 		if err != nil {
 			return nil, err
@@ -167,7 +167,7 @@ func (w *series) remove(ids []int64) {
 func (w *series) reclaim(ids []int64, expiration int64) {
 	for part := range slices.Chunk(ids, chunk) {
 		marks, args := sqldb.In(part)
-		w.add(int64(len(part)), "DELETE FROM subnets WHERE id IN "+marks+" AND last_renewed_at + ? <= "+w.dialect.Now, append(args, expiration)...)
+		w.add(int64(len(part)), "DELETE FROM subnets WHERE id IN "+marks+" AND last_renewed_at <= "+w.dialect.Now+" - ?", append(args, expiration)...)
 	}
 }
 
@@ -242,7 +242,7 @@ func (w *series) advance(from state, epoch string, pruned uint64) {
 type balance struct{ rows, ids, active, activeIDs int64 }
 
 func readBalance(ctx context.Context, q sqldb.Querier, expiration int64) (b balance, err error) {
-	live := "last_renewed_at + ? > " + q.Dialect().Now
+	live := "last_renewed_at > " + q.Dialect().Now + " - ?"
 	sum := func(e string) string { return "COALESCE(SUM(" + e + "), 0)" }
 	err = q.QueryRow(ctx, `SELECT s.n - l.n, s.ids - l.ids, s.active - l.active, s.active_ids - l.active_ids FROM
 		(SELECT COUNT(*) AS n, `+sum("id")+` AS ids, `+sum("CASE WHEN "+live+" THEN 1 ELSE 0 END")+` AS active, `+sum("CASE WHEN "+live+" THEN id ELSE 0 END")+` AS active_ids FROM subnets) s,
