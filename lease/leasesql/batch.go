@@ -128,6 +128,7 @@ func (k *keeper) judge(ctx context.Context, requests []lease.Request) ([]lease.V
 	ctx, cancel := context.WithTimeout(ctx, batchTime)
 	defer cancel()
 	verdicts := make([]lease.Verdict, len(requests))
+	learnt := false
 	for tries := 0; ; tries++ {
 		err := k.s.db.Again(ctx, func(n int) error {
 			if n > 0 {
@@ -135,7 +136,7 @@ func (k *keeper) judge(ctx context.Context, requests []lease.Request) ([]lease.V
 					return err
 				}
 			}
-			return k.attempt(ctx, requests, verdicts, n > 0)
+			return k.attempt(ctx, requests, verdicts, n > 0, learnt)
 		})
 		var learn func(context.Context) error
 		switch {
@@ -156,6 +157,7 @@ func (k *keeper) judge(ctx context.Context, requests []lease.Request) ([]lease.V
 		if err := learn(ctx); err != nil {
 			return nil, err
 		}
+		learnt = true
 	}
 }
 
@@ -178,8 +180,9 @@ func (k *keeper) learnObstacle(ctx context.Context) error {
 }
 
 // attempt decides requests once. Most leave everything as it is: those are settled by one look at the rows of their hosts. The others are judged by the
-// ledger, which need not be at the database's revision, since commit finds that out; synced says that it has just been brought there.
-func (k *keeper) attempt(ctx context.Context, requests []lease.Request, verdicts []lease.Verdict, synced bool) error {
+// ledger, which need not be at the database's revision, since commit finds that out; synced says that it has just been brought there, learnt that it has
+// just been compared with subnets.
+func (k *keeper) attempt(ctx context.Context, requests []lease.Request, verdicts []lease.Verdict, synced, learnt bool) error {
 	hosts := k.hostsToRead(requests)
 	var rows []lease.Row
 	var now int64
@@ -207,6 +210,15 @@ func (k *keeper) attempt(ctx context.Context, requests []lease.Request, verdicts
 			k.ledger.Rollback()
 			return sqldb.Stale() // nothing will be stored that proves the ledger right, and a refusal is too grave to be out of date
 		}
+		if !learnt && slices.ContainsFunc(d.Verdicts, refused) {
+			k.ledger.Rollback()
+			if err := k.confirm(ctx, requests, d.Verdicts); err != nil {
+				return err
+			}
+			if d, err = k.decide(ctx, t, rows, requests); err != nil {
+				return err
+			}
+		}
 		copy(verdicts, d.Verdicts)
 		w.remove(d.Delete)
 		w.reclaim(d.Reclaim, t.Expiration)
@@ -233,6 +245,39 @@ func (k *keeper) attempt(ctx context.Context, requests []lease.Request, verdicts
 // refused reports whether a verdict says that something is taken.
 func refused(v lease.Verdict) bool {
 	return errors.Is(v.Err, fault.Conflict) || errors.Is(v.Err, fault.Exhausted)
+}
+
+// confirm looks whether what the refused requests ran into is still there: controllers of the earlier kind free subnets without a word.
+func (k *keeper) confirm(ctx context.Context, requests []lease.Request, verdicts []lease.Verdict) error {
+	var hosts []netip.Addr
+	full := false
+	for i, v := range verdicts {
+		switch l := requests[i].Lease; {
+		case errors.Is(v.Err, fault.Exhausted):
+			full = true
+		case errors.Is(v.Err, fault.Conflict) && l.Subnet.IsValid():
+			hosts = append(hosts, l.Underlay)
+			if e, held := k.ledger.Overlaps(l.Subnet); held && e.Underlay.IsValid() {
+				hosts = append(hosts, e.Underlay)
+			}
+		}
+	}
+	for part := range slices.Chunk(hosts, chunk) {
+		if rows, _, err := readHosts(ctx, k.s.db, part); err != nil {
+			return err
+		} else if !k.agrees(rows, part) {
+			return errForeign
+		}
+	}
+	if !full {
+		return nil
+	}
+	if b, err := readBalance(ctx, k.s.db, seconds(k.s.cfg.Expiration)); err != nil {
+		return err
+	} else if b != k.rest {
+		return errForeign
+	}
+	return nil
 }
 
 // hostsToRead returns the hosts whose rows matter. Those of which nothing is known, and which want a lease, are not among them, unless

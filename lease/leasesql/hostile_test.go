@@ -77,6 +77,36 @@ func TestAbsurdTimeHarmsNobody(t *testing.T) {
 	})
 }
 
+// TestRefusalIsOfNow takes leases away by a controller of the earlier kind, and at once asks for what has become free: what was known a moment ago
+// is no reason for a refusal, which would end an old daemon.
+func TestRefusalIsOfNow(t *testing.T) {
+	eachEngine(t, func(t *testing.T, db sqldb.Config) {
+		s, old := open(t, config(db, leasetest.Pool(t, "10.255.0.0/21", 24))), deployed{connect(t, db)} // seven blocks
+		for i, l := range fill(t, s, 7) {
+			host := leasetest.Host(100 + i)
+			old.remove(t, l.Underlay)
+			switch l.Underlay = host; i % 3 {
+			case 0: // given to another host by the other controller
+				if err := old.add(t, l); err != nil {
+					t.Fatal(err)
+				}
+				fallthrough
+			case 1:
+				if err := s.Renew(t.Context(), l); err != nil {
+					t.Errorf("renew %v, whose former host has given it back: %v", l, err)
+				}
+			default:
+				if got, err := s.Acquire(t.Context(), host, lease.Block); err != nil || got.Subnet != l.Subnet {
+					t.Errorf("acquire = %v, %v, want %v, which is the only free one", got, err, l.Subnet)
+				}
+			}
+		}
+		if _, err := s.Acquire(t.Context(), leasetest.Host(200), lease.Block); !errors.Is(err, fault.Exhausted) {
+			t.Errorf("acquire from a full pool: %v", err)
+		}
+	})
+}
+
 // TestUnmaskedRowIsNotGivenOut has a row of the kind that the deployed controller takes unchecked: its subnet is none, but its addresses are in use.
 func TestUnmaskedRowIsNotGivenOut(t *testing.T) {
 	eachEngine(t, func(t *testing.T, db sqldb.Config) {
