@@ -323,17 +323,18 @@ func (k *keeper) settle(t lease.Terms, rows []lease.Row, requests []lease.Reques
 	return false, touch
 }
 
-// decide judges requests by the ledger.
+// decide judges requests by the ledger. Leases that have expired are given to others only when it has been made known that they did, and not all at once
+// for a reason that has nothing to do with their hosts.
 func (k *keeper) decide(ctx context.Context, t lease.Terms, rows []lease.Row, requests []lease.Request) (lease.Decision, error) {
 	d := lease.Decide(k.ledger, t, rows, nil, requests)
-	for limit := 2 * maxBatch; d.Short != [2]int{}; limit *= 8 {
+	for limit := 2 * maxBatch; d.Short != [2]int{} && time.Now().After(k.grace); limit *= 8 {
 		expired, err := readExpired(ctx, k.s.db, t.Expiration, limit)
 		if err != nil {
 			k.ledger.Rollback()
 			return lease.Decision{}, err
 		}
 		k.ledger.Rollback()
-		if !k.agrees(expired, nil) {
+		if !k.agrees(expired, nil) || slices.ContainsFunc(expired, k.unknown) {
 			return lease.Decision{}, errForeign
 		}
 		d = lease.Decide(k.ledger, t, rows, expired, requests)
@@ -346,6 +347,12 @@ func (k *keeper) decide(ctx context.Context, t lease.Terms, rows []lease.Row, re
 		k.insert = append(k.insert, l.Subnet)
 	}
 	return d, nil
+}
+
+// unknown reports whether an expired row is an active lease to the ledger.
+func (k *keeper) unknown(r lease.Row) bool {
+	e, ok := k.ledger.At(r.Lease.Subnet)
+	return ok && !r.Invalid && e.State == lease.Active
 }
 
 // agrees reports whether rows, and the lack of a row for hosts, are what the ledger has.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -103,6 +104,61 @@ func TestRefusalIsOfNow(t *testing.T) {
 		}
 		if _, err := s.Acquire(t.Context(), leasetest.Host(200), lease.Block); !errors.Is(err, fault.Exhausted) {
 			t.Errorf("acquire from a full pool: %v", err)
+		}
+	})
+}
+
+// TestNewcomersGetNothingThatAHostHadBeforeTheLoss loses the database, and has newcomers ask before the hosts renew.
+func TestNewcomersGetNothingThatAHostHadBeforeTheLoss(t *testing.T) {
+	eachEngine(t, func(t *testing.T, db sqldb.Config) {
+		s, raw := open(t, config(db, wide(t))), connect(t, db)
+		fill(t, s, 10) // what an older copy holds
+		if err := s.Release(t.Context(), leasetest.Host(0)); err != nil {
+			t.Fatal(err)
+		}
+		held := fill(t, s, 150)
+		for _, table := range []string{"subnets", "silk_leases", "silk_lease_revision", "silk_migrations"} {
+			exec(t, raw, "DROP TABLE "+table)
+		}
+		for i := range 100 {
+			l, err := s.Acquire(t.Context(), leasetest.Host(1000+i), lease.Block)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if slices.ContainsFunc(held, func(h lease.Lease) bool { return h.Subnet == l.Subnet }) {
+				t.Errorf("newcomer %d got %v of a host that is there", i, l.Subnet)
+			}
+		}
+		for _, l := range held {
+			if err := s.Renew(t.Context(), l); err != nil {
+				t.Errorf("renew %v: %v", l, err)
+			}
+		}
+	})
+}
+
+// TestClockJumpTakesNobodysLease lets all leases of a full pool expire at once, as a clock that jumps or a long outage does. Their hosts get time to renew.
+func TestClockJumpTakesNobodysLease(t *testing.T) {
+	eachEngine(t, func(t *testing.T, db sqldb.Config) {
+		pool := leasetest.Pool(t, "10.255.0.0/20", 24) // 15 blocks
+		s, other, raw := open(t, config(db, pool)), open(t, config(db, pool)), connect(t, db)
+		held := fill(t, s, 15)
+		was := s.Must(t).Revision
+		exec(t, raw, "UPDATE subnets SET last_renewed_at = last_renewed_at - 5000")
+		if l, err := s.Acquire(t.Context(), leasetest.Host(100), lease.Block); !errors.Is(err, fault.Exhausted) {
+			t.Errorf("a newcomer got %v, %v", l, err)
+		}
+		leasetest.Eventually(t, "the other store follows", func() bool {
+			sn, err := other.Snapshot(t.Context())
+			return err == nil && sn.Revision.Epoch != was.Epoch
+		})
+		if l, err := other.Acquire(t.Context(), leasetest.Host(101), lease.Block); !errors.Is(err, fault.Exhausted) {
+			t.Errorf("a newcomer got %v, %v of the other store", l, err)
+		}
+		for _, l := range held {
+			if err := s.Renew(t.Context(), l); err != nil {
+				t.Errorf("renew %v: %v", l, err)
+			}
 		}
 	})
 }

@@ -31,6 +31,7 @@ type keeper struct {
 	odd     int                   // how often in a row the balance was off and nothing to be found
 	insert  []netip.Prefix        // what the last attempt wanted to insert
 	unread  map[int64]lease.Lease // rows that cannot be read, and what of host and subnet is known
+	grace   time.Time             // until when no lease is taken from its host
 	behind  time.Time             // since when the database's revision has been lower than ours; zero: it is not
 	kicks   chan struct{}
 
@@ -298,9 +299,14 @@ func (k *keeper) sync(ctx context.Context) error {
 }
 
 func (k *keeper) load(st state, entries []lease.Entry, start time.Time) {
+	old := k.ledger
 	k.ledger = lease.NewLedger(k.s.cfg.Pool)
 	for _, e := range entries {
 		k.ledger.Set(e)
+	}
+	if k.at.Epoch != "" && (st.Epoch != k.at.Epoch || st.Counter < k.at.Counter) {
+		k.remember(old, st.now)
+		k.grace = time.Now().Add(grace)
 	}
 	k.block()
 	if k.loaded && st.Epoch != k.at.Epoch {
@@ -343,7 +349,10 @@ func (k *keeper) reconcile(ctx context.Context) (moved bool, err error) {
 			epoch = newEpoch()
 		}
 		moved = len(k.ledger.Changes()) > 0
-		_, err = k.commit(ctx, &series{dialect: k.s.db.Dialect()}, epoch)
+		was := k.at.Epoch
+		if _, err = k.commit(ctx, &series{dialect: k.s.db.Dialect()}, epoch); err == nil && epoch != was {
+			k.grace = time.Now().Add(grace)
+		}
 		return err
 	})
 	if err != nil {

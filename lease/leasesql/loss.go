@@ -9,6 +9,7 @@ import (
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/sqldb"
+	"code.cloudfoundry.org/silk/lease"
 )
 
 // fellBehind handles a database that has forgotten revisions of its own epoch: a node of a cluster that lags, for a while; or one that was
@@ -23,6 +24,24 @@ func (k *keeper) fellBehind(st state) error {
 	}
 	k.renew = true
 	return fault.Unavailablef("the database was restored to an earlier revision: reading it anew")
+}
+
+// grace is for how long after a loss, a restoration or a jump of the clock no lease is taken from its host, however long ago it seems to have been
+// renewed: hosts that are there renew meanwhile.
+const grace = 10 * time.Minute
+
+// remember takes over what an older ledger had and a lost or restored database has not, as freed just now: its hosts may be there, and ask it back, so
+// it is given out last.
+func (k *keeper) remember(old *lease.Ledger, now int64) {
+	for e := range old.All() {
+		if e.State != lease.Free {
+			e.State, e.FreedAt = lease.Free, now
+		}
+		if have, ok := k.ledger.At(e.Subnet); !ok || have.State == lease.Free && have.FreedAt < e.FreedAt {
+			e.Changed = have.Changed
+			k.ledger.Set(e)
+		}
+	}
 }
 
 // discard removes entries of silk_leases that cannot be read: the comparison that follows makes them anew from subnets, where that holds something.
