@@ -28,6 +28,9 @@ type feed struct {
 	memo  map[uint64]lease.Update // by counter of what a watcher has: its update to shown
 }
 
+// maxMemo bounds memo: daemons come from few revisions, and somebody who asks from every one that there ever was must not fill the memory.
+const maxMemo = 32
+
 func newFeed() *feed {
 	empty := lease.NewSnapshot(lease.Revision{}, nil)
 	return &feed{list: empty, shown: empty, pending: map[netip.Prefix]lease.Entry{}, wake: make(chan struct{})}
@@ -181,6 +184,9 @@ func (f *feed) watch(since lease.Revision) (u lease.Update, wake <-chan struct{}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.shown == shown {
+		if len(f.memo) == maxMemo {
+			clear(f.memo)
+		}
 		f.memo[since.Counter] = u
 	}
 	return u, nil, true

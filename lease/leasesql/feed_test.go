@@ -93,3 +93,22 @@ func BenchmarkFeed(b *testing.B) {
 		}
 	}
 }
+
+// TestAskingFromEveryRevisionFillsNoMemory is what a hostile host could do.
+func TestAskingFromEveryRevisionFillsNoMemory(t *testing.T) {
+	f := newFeed()
+	f.reset(lease.Revision{Epoch: "e", Counter: 1}, nil, 1, time.Now())
+	for c := uint64(2); c < 3000; c++ {
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(c % 100), 0}), 24)
+		f.apply(lease.Revision{Epoch: "e", Counter: c}, []lease.Entry{{Lease: lease.Lease{Underlay: p.Addr(), Subnet: p}, Changed: c}}, time.Now())
+	}
+	f.show()
+	for c := uint64(1); c < 2999; c++ {
+		if _, _, ok := f.watch(lease.Revision{Epoch: "e", Counter: c}); !ok {
+			t.Fatalf("there is nothing for who has %d", c)
+		}
+	}
+	if len(f.memo) > 100 {
+		t.Errorf("%d updates are remembered", len(f.memo))
+	}
+}
