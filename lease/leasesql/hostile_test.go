@@ -163,6 +163,33 @@ func TestClockJumpTakesNobodysLease(t *testing.T) {
 	})
 }
 
+// TestAnotherEpochIsNotAnsweredFromMemory asks a store that has lost its database, on behalf of a host that has seen another epoch. Which of the two
+// is the newer one cannot be known, and a host that hears both would swing between them.
+func TestAnotherEpochIsNotAnsweredFromMemory(t *testing.T) {
+	server, err := testkit.StartPostgres(t.Context(), testkit.Options{})
+	testkit.Require(t, "postgres", err)
+	defer server.Stop()
+	db, err := server.NewDatabase(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.Timeout = 5
+	s := open(t, config(db, wide(t)))
+	fill(t, s, 2)
+	other := lease.Revision{Epoch: "another", Counter: 7}
+	leasetest.Eventually(t, "a watch from another epoch brings everything", func() bool {
+		u, err := s.Watch(t.Context(), other)
+		return err == nil && u.Full && u.Count == 2
+	})
+	server.Kill()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	leasetest.Eventually(t, "the list is refused", func() bool { _, err := s.Leases(ctx); return errors.Is(err, fault.Unavailable) })
+	if u, err := s.Watch(ctx, other); !errors.Is(err, fault.Unavailable) {
+		t.Errorf("watch from another epoch without a database = %+v, %v, want an Unavailable fault", u.Revision, err)
+	}
+}
+
 // TestUnmaskedRowIsNotGivenOut has a row of the kind that the deployed controller takes unchecked: its subnet is none, but its addresses are in use.
 func TestUnmaskedRowIsNotGivenOut(t *testing.T) {
 	eachEngine(t, func(t *testing.T, db sqldb.Config) {

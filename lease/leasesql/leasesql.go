@@ -204,8 +204,14 @@ func (s *Store) Snapshot(ctx context.Context) (*lease.Snapshot, error) {
 
 // Watch implements lease.Registry. It waits for Config.WatchWait at most, without any work of the database. Lists in the update are shared and must
 // not be changed. While the database is away it answers from memory what a caller does not have yet; to one that has everything it
-// says so, at the end of the wait, with fault.Unavailable.
+// says so, at the end of the wait, with fault.Unavailable. So it does, at once, to one that comes from another epoch: which of the two is the newer cannot
+// be known then, and one that asks several controllers would swing between them.
 func (s *Store) Watch(ctx context.Context, since lease.Revision) (lease.Update, error) {
+	if head, _ := s.feed.revision(); !since.IsZero() && since.Epoch != head.Epoch {
+		if _, err := s.Snapshot(ctx); err != nil {
+			return lease.Update{}, err
+		}
+	}
 	wait := time.NewTimer(s.cfg.WatchWait)
 	defer wait.Stop()
 	for {
