@@ -1,6 +1,7 @@
 package leasehttp
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -46,11 +47,14 @@ func Handler(reg lease.Registry, log *slog.Logger, o HandlerOptions) http.Handle
 	h := &handler{reg: reg, log: log, o: o, lists: make(chan struct{}, orDefault(o.Lists, 128))}
 	changes := make(chan struct{}, orDefault(o.Changes, 512))
 	watches := make(chan struct{}, orDefault(o.Watchers, 20000))
+	change := func(serve http.HandlerFunc) http.Handler {
+		return h.received(httpjson.AdmitTo(changes, admission, serve))
+	}
 	h.routes = map[string]route{
 		PathLeases:  {http.MethodGet, httpjson.AdmitTo(h.lists, admission, http.HandlerFunc(h.list))},
-		PathAcquire: {http.MethodPut, httpjson.AdmitTo(changes, admission, http.HandlerFunc(h.acquire))},
-		PathRelease: {http.MethodPut, httpjson.AdmitTo(changes, admission, http.HandlerFunc(h.release))},
-		PathRenew:   {http.MethodPut, httpjson.AdmitTo(changes, admission, http.HandlerFunc(h.renew))},
+		PathAcquire: {http.MethodPut, change(h.acquire)},
+		PathRelease: {http.MethodPut, change(h.release)},
+		PathRenew:   {http.MethodPut, change(h.renew)},
 		PathWatch:   {http.MethodGet, httpjson.AdmitTo(watches, admission, http.HandlerFunc(h.watch))},
 	}
 	return h
@@ -272,7 +276,20 @@ func (h *handler) bound(r *http.Request, underlay netip.Addr) error {
 		c.Subject.CommonName, c.IPAddresses, underlay)
 }
 
-// read decodes the body into v, or answers 400 and returns false.
+// received reads the body before next is asked for a place: a client that sends it slowly takes none.
+func (h *handler) received(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		if err != nil {
+			h.fail(w, r, http.StatusBadRequest, "read-body", fault.New(fault.Invalid, err))
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(b))
+		next.ServeHTTP(w, r)
+	})
+}
+
+// read decodes the body, which has been received, into v, or answers 400 and returns false.
 func (h *handler) read(w http.ResponseWriter, r *http.Request, v any) bool {
 	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	what := "read-body"
