@@ -110,11 +110,29 @@ func (h *handler) unchanged(ctx context.Context, since lease.Revision) (lease.Up
 	switch {
 	case u.Revision == since:
 		return u, nil
-	case u.Revision.Epoch == since.Epoch && u.Revision.Counter < since.Counter: // another controller is ahead of us
-		return lease.Update{}, fault.Unavailablef("revision %v is not known here yet", since)
+	case u.Revision.Epoch == since.Epoch && u.Revision.Counter < since.Counter:
+		return h.ahead(ctx, since)
 	}
 	return h.reg.Watch(ctx, since)
 }
+
+// ahead answers one that has seen a revision which is yet to come: another controller is ahead of us, for a second at most, or the database was
+// restored to an earlier revision when nobody was there to notice. Then the history that it has seen is none, and it gets everything.
+func (h *handler) ahead(ctx context.Context, since lease.Revision) (lease.Update, error) {
+	soon, cancel := context.WithTimeout(ctx, lag)
+	defer cancel()
+	u, err := h.reg.Watch(soon, since)
+	if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+		return u, err
+	}
+	if _, err := h.reg.Leases(ctx); err != nil {
+		return lease.Update{}, err
+	}
+	return h.reg.Watch(ctx, lease.Revision{})
+}
+
+// lag is more than controllers of one database are behind each other.
+const lag = 2 * time.Second
 
 // listCache holds the last list of leases that was sent and its body.
 type listCache struct {
