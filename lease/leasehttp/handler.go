@@ -208,7 +208,9 @@ func (h *handler) renew(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		err = h.bound(r, l.Underlay)
 	}
-	if err == nil {
+	if err != nil { // it could never have been given
+		err = fault.New(fault.Conflict, err)
+	} else {
 		ctx, cancel := h.finishing(r)
 		defer cancel()
 		err = h.reg.Renew(ctx, l)
@@ -216,7 +218,7 @@ func (h *handler) renew(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case err == nil:
 		writeJSON(w, []byte("{}"))
-	case fault.Of(err) == fault.Conflict || fault.Of(err) == fault.Invalid:
+	case fault.Of(err) == fault.Conflict:
 		// 409 makes an old daemon exit for good: nothing that could pass by itself may be answered so.
 		h.fail(w, r, http.StatusConflict, "renew-subnet-lease", err)
 	case fault.Of(err) == fault.Denied:

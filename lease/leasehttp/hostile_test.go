@@ -1,12 +1,14 @@
 package leasehttp_test
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"testing"
 
+	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/lease"
 	"code.cloudfoundry.org/silk/lease/leasehttp"
 )
@@ -46,5 +48,29 @@ func TestAWatcherFromTheFutureGetsEverything(t *testing.T) {
 	u, err := c.Watch(t.Context(), lease.Revision{Epoch: now.Revision.Epoch, Counter: now.Revision.Counter + 1000})
 	if err != nil || !u.Full || len(u.Set) != 1 || u.Set[0] != l {
 		t.Errorf("watch from the future = %+v, %v, want everything", u, err)
+	}
+}
+
+// failing is a registry whose every answer is one error.
+type failing struct {
+	lease.Registry
+	err error
+}
+
+func (f failing) Renew(context.Context, lease.Lease) error { return f.err }
+func (f failing) Acquire(context.Context, netip.Addr, lease.Kind) (lease.Lease, error) {
+	return lease.Lease{}, f.err
+}
+
+const renewal = `{"underlay_ip":"10.0.0.5","overlay_subnet":"10.255.4.0/24","overlay_hardware_addr":"ee:ee:0a:ff:04:00"}`
+
+// TestOnlyAConflictEndsALease: a 409 ends an old daemon. Of all that a registry may say, one kind is worth that.
+func TestOnlyAConflictEndsALease(t *testing.T) {
+	for kind := fault.Internal; kind <= fault.Unavailable; kind++ {
+		s := serve(t, failing{err: fault.New(kind, fmt.Errorf("the reason"))}, leasehttp.HandlerOptions{})
+		resp, body := ask(t, http.DefaultClient, "PUT", s.URL+"/leases/renew", renewal)
+		if got := resp.StatusCode == http.StatusConflict; got != (kind == fault.Conflict) {
+			t.Errorf("a renewal that ends with %v is answered %d %s", kind, resp.StatusCode, body)
+		}
 	}
 }
