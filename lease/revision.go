@@ -38,7 +38,7 @@ func ParseRevision(s string) (Revision, error) {
 	epoch, count, ok := strings.Cut(s, ".")
 	n, err := strconv.ParseUint(count, 10, 64)
 	if !ok || err != nil || epoch == "" || len(epoch) > 64 || strings.Trim(strings.ToLower(epoch), "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
-		return Revision{}, fault.Invalidf("revision %q: expected EPOCH.COUNTER as an earlier answer gave it, or nothing", s)
+		return Revision{}, fault.Invalidf("revision %.100q: expected EPOCH.COUNTER as an earlier answer gave it, or nothing", s)
 	}
 	return Revision{epoch, n}, nil
 }

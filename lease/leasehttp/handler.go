@@ -44,7 +44,7 @@ type HandlerOptions struct {
 // up to 2 s and are then answered 503 with Retry-After.
 func Handler(reg lease.Registry, log *slog.Logger, o HandlerOptions) http.Handler {
 	o.Timeout = orDefault(o.Timeout, 10*time.Second)
-	h := &handler{reg: reg, log: log, o: o, lists: make(chan struct{}, orDefault(o.Lists, 128))}
+	h := &handler{reg: reg, log: log, o: o, failures: failures{log: log}, lists: make(chan struct{}, orDefault(o.Lists, 128))}
 	changes := make(chan struct{}, orDefault(o.Changes, 512))
 	watches := make(chan struct{}, orDefault(o.Watchers, 20000))
 	change := func(serve http.HandlerFunc) http.Handler {
@@ -73,6 +73,8 @@ type handler struct {
 	o      HandlerOptions
 	routes map[string]route
 	lists  chan struct{} // places
+
+	failures failures
 
 	encoded listCache
 	updates updateCache
@@ -186,7 +188,8 @@ func (h *handler) acquire(w http.ResponseWriter, r *http.Request) {
 	}
 	switch fault.Of(err) {
 	case fault.Exhausted:
-		h.log.Warn("no lease available", append(attrs(r), "underlay", underlay, "kind", kind, "error", err)...)
+		h.failures.write(r.Context(), slog.LevelWarn, "acquire-subnet-lease", http.StatusConflict,
+			append(attrs(r), "underlay", underlay, "kind", kind, "error", err))
 		httpjson.WriteError(w, http.StatusConflict, "no lease available")
 	case fault.Denied:
 		h.fail(w, r, http.StatusForbidden, "acquire-subnet-lease", err)
@@ -205,12 +208,12 @@ func (h *handler) renew(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	l, err := in.parse()
-	if err == nil {
-		err = h.bound(r, l.Underlay)
-	}
 	if err != nil { // it could never have been given
 		err = fault.New(fault.Conflict, err)
 	} else {
+		err = h.bound(r, l.Underlay)
+	}
+	if err == nil {
 		ctx, cancel := h.finishing(r)
 		defer cancel()
 		err = h.reg.Renew(ctx, l)
@@ -293,13 +296,12 @@ func (h *handler) received(next http.Handler) http.Handler {
 
 // read decodes the body, which has been received, into v, or answers 400 and returns false.
 func (h *handler) read(w http.ResponseWriter, r *http.Request, v any) bool {
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	what := "read-body"
+	b, err := io.ReadAll(r.Body)
 	if err == nil {
-		what, err = "unmarshal-request", json.Unmarshal(b, v)
+		err = json.Unmarshal(b, v)
 	}
 	if err != nil {
-		h.fail(w, r, http.StatusBadRequest, what, fault.New(fault.Invalid, err))
+		h.fail(w, r, http.StatusBadRequest, "unmarshal-request", fault.New(fault.Invalid, err))
 	}
 	return err == nil
 }
@@ -316,7 +318,7 @@ func (h *handler) fail(w http.ResponseWriter, r *http.Request, status int, what 
 			level = slog.LevelDebug
 		}
 	}
-	h.log.Log(r.Context(), level, "request failed", append(attrs(r), "status", status, "operation", what, "error", err)...)
+	h.failures.write(r.Context(), level, what, status, append(attrs(r), "error", err))
 	httpjson.WriteError(w, status, what+": "+why)
 }
 
@@ -333,7 +335,7 @@ func waitOf(s string) (time.Duration, error) {
 	}
 	n, err := strconv.ParseUint(s, 10, 31)
 	if err != nil {
-		return 0, fault.New(fault.Invalid, fmt.Errorf("wait %q: expected whole seconds, at most %d", s, MaxWait/time.Second))
+		return 0, fault.New(fault.Invalid, fmt.Errorf("wait %.20q: expected whole seconds, at most %d", s, MaxWait/time.Second))
 	}
 	return min(time.Duration(n)*time.Second, MaxWait), nil
 }

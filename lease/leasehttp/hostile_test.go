@@ -1,11 +1,16 @@
 package leasehttp_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
+	"strings"
+	"sync"
 	"testing"
 
 	"code.cloudfoundry.org/silk/fault"
@@ -74,3 +79,32 @@ func TestOnlyAConflictEndsALease(t *testing.T) {
 		}
 	}
 }
+
+// TestAnOutageIsNotLoggedForEveryRequest counts the lines that a thousand failing requests leave.
+func TestAnOutageIsNotLoggedForEveryRequest(t *testing.T) {
+	for _, kind := range []fault.Kind{fault.Internal, fault.Unavailable, fault.Conflict, fault.Exhausted} {
+		var buf bytes.Buffer
+		var mu sync.Mutex
+		log := slog.New(slog.NewTextHandler(writer(func(b []byte) (int, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return buf.Write(b)
+		}), nil))
+		h := leasehttp.Handler(failing{err: fault.New(kind, fmt.Errorf("the reason"))}, log, leasehttp.HandlerOptions{})
+		for range 500 {
+			for path, body := range map[string]string{"/leases/renew": renewal, "/leases/acquire": `{"underlay_ip":"10.0.0.5"}`, "/leases/release": `{`} {
+				h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("PUT", path, strings.NewReader(body)))
+			}
+		}
+		if n := strings.Count(buf.String(), "\n"); n == 0 || n > 60 {
+			t.Errorf("1500 requests, of which 1000 ended with %v, left %d lines, want a few", kind, n)
+		}
+		if !strings.Contains(buf.String(), "the reason") {
+			t.Errorf("the reason is not in the log: %s", buf.String())
+		}
+	}
+}
+
+type writer func([]byte) (int, error)
+
+func (w writer) Write(b []byte) (int, error) { return w(b) }
