@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -73,9 +74,16 @@ func (m *metrics) serve(ping func(context.Context) error, log *slog.Logger) http
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn), ErrorHandling: promhttp.ContinueOnError,
 	}))
+	var failing atomic.Bool // told once, however often somebody asks
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, r *http.Request) {
-		if err := ping(r.Context()); err != nil {
+		err := ping(r.Context())
+		switch was := failing.Swap(err != nil); {
+		case err != nil && !was:
 			log.Warn("health check failed", "error", err)
+		case err == nil && was:
+			log.Info("health check succeeded again")
+		}
+		if err != nil {
 			httpjson.WriteError(w, http.StatusInternalServerError, "check database failed")
 		}
 	})
