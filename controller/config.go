@@ -33,7 +33,7 @@ type Config struct {
 	MetricsEmit        int          `json:"metrics_emit_seconds"` // between two looks at how full the range is
 
 	MaxOpenConnections     int           `json:"max_open_connections"`             // 0: no limit
-	MaxIdleConnections     int           `json:"max_idle_connections"`             // 0: none is kept
+	MaxIdleConnections     int           `json:"max_idle_connections"`             // 0: 10
 	ConnectionsMaxLifetime int           `json:"connections_max_lifetime_seconds"` // 0: for ever
 	Database               *sqldb.Config `json:"database"`                         // nil: SQLite at DefaultPath
 
@@ -90,6 +90,7 @@ func (c *Config) Validate(p *config.Problems) {
 	} {
 		p.Require(k.key, k.file != "", "the path of a file in PEM form")
 	}
+	c.Network = c.Network.Masked() // as the deployed controller takes it
 	_, err := lease.NewPool(c.Network, c.SubnetPrefixLength)
 	p.Check("network", err)
 	for _, k := range []struct {

@@ -45,6 +45,14 @@ func TestADeployedFileLoads(t *testing.T) {
 	}
 }
 
+// TestANetworkMayBeNamedByAnyOfItsAddresses: the deployed controller reads it so.
+func TestANetworkMayBeNamedByAnyOfItsAddresses(t *testing.T) {
+	c, err := load(t, strings.Replace(deployed, "10.255.0.0/16", "10.255.3.7/16", 1))
+	if err != nil || c.Network.String() != "10.255.0.0/16" {
+		t.Errorf("network %v, %v, want 10.255.0.0/16", c.Network, err)
+	}
+}
+
 func TestTheSmallestFileMeansSQLite(t *testing.T) {
 	c, err := load(t, `{"ca_cert_file":"a","server_cert_file":"b","server_key_file":"c"}`)
 	if err != nil {

@@ -158,7 +158,7 @@ func TestTheProgramSaysWhyItCannotStart(t *testing.T) {
 		want  string
 	}{
 		"no certificate": {func(c *controller.Config) { c.ServerCertFile = "/nonexistent.crt" }, "/nonexistent.crt"},
-		"bad network":    {func(c *controller.Config) { c.Network = netip.MustParsePrefix("10.255.0.1/16") }, "10.255.0.1/16"},
+		"bad network":    {func(c *controller.Config) { c.Network = netip.MustParsePrefix("10.255.0.0/24") }, "10.255.0.0/24"},
 		"no directory":   {func(c *controller.Config) { c.Database.Path = "/proc/silk/silk.db" }, "/proc/silk"},
 		"engine":         {func(c *controller.Config) { c.Database.Type = "oracle" }, `"oracle"`},
 		"address":        {func(c *controller.Config) { c.ListenHost = "192.0.2.1" }, "192.0.2.1"},
