@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -103,23 +102,44 @@ func (s *Server) Restart(ctx context.Context) error {
 // Dir returns the server's directory.
 func (s *Server) Dir() string { return s.dir }
 
-// newDir makes a directory for a server below the temporary directory, owned by owner, and removes those that dead test runs left.
+// newDir makes a directory for a server below the temporary directory, owned by owner, and removes those that dead test runs left. That one is in use is
+// told by a lock, which also holds where its process cannot be seen: in another PID namespace.
 func newDir(kind string, owner *syscall.Credential) (string, error) {
 	old, _ := filepath.Glob(filepath.Join(os.TempDir(), "silk-"+kind+"-*"))
 	for _, d := range old {
-		pid, err := strconv.Atoi(strings.Split(filepath.Base(d), "-")[2])
-		if err == nil && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
-			os.RemoveAll(d)
+		if f, err := os.Open(filepath.Join(d, lockName)); err == nil {
+			if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+				os.RemoveAll(d)
+			}
+			f.Close()
 		}
 	}
 	dir, err := os.MkdirTemp("", fmt.Sprintf("silk-%s-%d-", kind, os.Getpid()))
 	if err != nil {
 		return "", err
 	}
+	f, err := os.Create(filepath.Join(dir, lockName))
+	if err == nil {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+	}
+	if err != nil {
+		return "", fmt.Errorf("lock %s: %w", dir, err)
+	}
+	locks.mu.Lock()
+	locks.held = append(locks.held, f)
+	locks.mu.Unlock()
 	if owner != nil {
 		err = os.Chown(dir, int(owner.Uid), int(owner.Gid))
 	}
 	return dir, err
+}
+
+const lockName = ".lock"
+
+// locks are held until the process ends.
+var locks struct {
+	mu   sync.Mutex
+	held []*os.File
 }
 
 // unprivileged returns as whom servers run: nil for the present user, else the first user of the list that exists.
