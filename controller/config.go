@@ -100,7 +100,7 @@ func (c *Config) Validate(p *config.Problems) {
 		{"lease_expiration_seconds", c.LeaseExpiration, 1}, {"staleness_threshold_seconds", c.StalenessThreshold, 1},
 		{"metrics_emit_seconds", c.MetricsEmit, 1}, {"max_open_connections", c.MaxOpenConnections, 0},
 		{"max_idle_connections", c.MaxIdleConnections, 0}, {"connections_max_lifetime_seconds", c.ConnectionsMaxLifetime, 0},
-		{"reuse_delay_seconds", c.ReuseDelay, 0},
+		{"reuse_delay_seconds", c.ReuseDelay, 1},
 	} {
 		if k.n < k.min || k.n > maxSeconds {
 			p.Addf(k.key, "%d: expected a whole number between %d and %d", k.n, k.min, maxSeconds)
