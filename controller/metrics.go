@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,6 +25,7 @@ type metrics struct {
 	seconds  *prometheus.HistogramVec
 	flying   *prometheus.GaugeVec
 	alarm    *prometheus.GaugeVec
+	known    sync.Map // answer -> counted
 }
 
 // newMetrics returns metrics of the store that current returns, nil while there is none.
@@ -50,8 +52,25 @@ func newMetrics(current func() *leasesql.Store) *metrics {
 }
 
 func (m *metrics) observe(route string, status int, took time.Duration) {
-	m.requests.WithLabelValues(route, strconv.Itoa(status)).Inc()
-	m.seconds.WithLabelValues(route).Observe(took.Seconds())
+	key := answer{route, status}
+	c, ok := m.known.Load(key)
+	if !ok { // of which there are few: routes and statuses are ours
+		c, _ = m.known.LoadOrStore(key, counted{m.requests.WithLabelValues(route, strconv.Itoa(status)), m.seconds.WithLabelValues(route)})
+	}
+	c.(counted).requests.Inc()
+	c.(counted).seconds.Observe(took.Seconds())
+}
+
+// answer is what answered requests are counted by.
+type answer struct {
+	route  string
+	status int
+}
+
+// counted are the metrics of an answer: finding them by their labels each time costs more than counting.
+type counted struct {
+	requests prometheus.Counter
+	seconds  prometheus.Observer
 }
 
 // inFlight counts what next is serving.

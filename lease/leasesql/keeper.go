@@ -19,21 +19,22 @@ import (
 // keeper is the one goroutine of a store that writes: it keeps the ledger in step with the database, judges requests in batches and looks
 // for what others did. Its fields belong to that goroutine, except what mu guards.
 type keeper struct {
-	s       *Store
-	ledger  *lease.Ledger
-	at      state                 // the revision that the ledger is at
-	loaded  bool                  // the ledger holds what the database has at that revision
-	rest    balance               // the balance of rows that are not in the ledger, because they cannot be read
-	looked  time.Duration         // how long the last comparison took; it may take a fiftieth of the time
-	callers int                   // that were there in or behind the last batch
-	took    time.Duration         // by the last batch
-	renew   bool                  // the next mend begins a new epoch
-	odd     int                   // how often in a row the balance was off and nothing to be found
-	insert  []netip.Prefix        // what the last attempt wanted to insert
-	unread  map[int64]lease.Lease // rows that cannot be read, and what of host and subnet is known
-	grace   time.Time             // until when no lease is taken from its host
-	behind  time.Time             // since when the database's revision has been lower than ours; zero: it is not
-	kicks   chan struct{}
+	s        *Store
+	ledger   *lease.Ledger
+	at       state                 // the revision that the ledger is at
+	loaded   bool                  // the ledger holds what the database has at that revision
+	rest     balance               // the balance of rows that are not in the ledger, because they cannot be read
+	looked   time.Duration         // how long the last comparison took; it may take a fiftieth of the time
+	callers  int                   // that were there in or behind the last batch
+	took     time.Duration         // by the last batch
+	renew    bool                  // the next mend begins a new epoch
+	odd      int                   // how often in a row the balance was off and nothing to be found
+	insert   []netip.Prefix        // what the last attempt wanted to insert
+	unread   map[int64]lease.Lease // rows that cannot be read, and what of host and subnet is known
+	grace    time.Time             // until when no lease is taken from its host
+	unlogged []lease.Entry         // changes that were stored, but not logged yet
+	behind   time.Time             // since when the database's revision has been lower than ours; zero: it is not
+	kicks    chan struct{}
 
 	mu   sync.Mutex
 	nums figures
@@ -75,6 +76,7 @@ func (k *keeper) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			k.refuse()
+			k.report()
 			return
 		case c := <-k.s.calls:
 			batch := k.gather(c)
@@ -83,6 +85,7 @@ func (k *keeper) run(ctx context.Context) {
 			k.took, k.callers = time.Since(start), len(batch)+len(k.s.calls)
 		case <-poll.C:
 		}
+		k.report()
 		now := time.Now()
 		var err error
 		switch {
@@ -421,13 +424,14 @@ func (k *keeper) commit(ctx context.Context, w *series, epoch string) (counts []
 		k.s.feed.apply(k.at.Revision, changes, start)
 	}
 	k.setFigures(-1)
-	k.report(changes)
+	k.unlogged = append(k.unlogged, changes...)
 	k.kick()
 	return counts, nil
 }
 
-func (k *keeper) report(changes []lease.Entry) {
-	for _, e := range changes {
+// report logs what was stored since the last report: after the callers were answered, since a line a lease takes longer than the rest of a batch here.
+func (k *keeper) report() {
+	for _, e := range k.unlogged {
 		switch e.State {
 		case lease.Active:
 			k.s.log.Info("lease given", "host", e.Underlay, "subnet", e.Subnet)
@@ -437,6 +441,7 @@ func (k *keeper) report(changes []lease.Entry) {
 			k.s.log.Info("lease ended", "host", e.Underlay, "subnet", e.Subnet)
 		}
 	}
+	k.unlogged = k.unlogged[:0]
 }
 
 // prune forgets the subnets that have been free for longest when there are too many to remember: they then count as never used.
