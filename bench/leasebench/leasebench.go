@@ -145,7 +145,7 @@ func (b *run) throughput(ctx context.Context, r *bench.Report) error {
 	}
 	err = b.on(ctx, db, nil, func(_ *process, l *load) error {
 		for range rounds {
-			if err := errors.Join(pg.sample(ctx, pg.update, &beside), renewals(l, leases, &unwritten)); err != nil {
+			if err := errors.Join(renewals(l, leases, &unwritten), pg.sample(ctx, pg.update, &beside)); err != nil {
 				return err
 			}
 		}
