@@ -27,15 +27,8 @@ func (l *Lab) ensure(ctx context.Context) error {
 	if l.ping(ctx) == nil {
 		return nil
 	}
-	for _, role := range []string{roleKeeper, roleSupervisor} {
-		p, err := find(l.dir, role)
-		if err != nil {
-			return err
-		}
-		if p != nil {
-			p.close()
-			return l.awaitSupervisor(ctx)
-		}
+	if err := l.awaitSupervisor(ctx); !errors.Is(err, errUnattended) {
+		return err
 	}
 	j, err := readJournal(l.dir)
 	if err != nil {
@@ -142,13 +135,29 @@ func setUp(dir string) error {
 	return net.Bind(filepath.Join(netNames, underlayName))
 }
 
+// errUnattended says that neither keeper nor supervisor lives.
+var errUnattended = errors.New("neither the lab's keeper nor its supervisor lives")
+
+// awaitSupervisor waits until a supervisor answers, as long as there is one or a keeper that will start one. A process that was
+// killed looks alive until it has let go of its memory, so both are looked for again and again.
 func (l *Lab) awaitSupervisor(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
-	for {
+	for missed := 0; ; {
 		err := l.ping(ctx)
 		if err == nil {
 			return nil
+		}
+		attended, ferr := l.attended()
+		switch {
+		case ferr != nil:
+			return ferr
+		case attended:
+			missed = 0
+		case missed > 0: // one look may miss a process that is born behind its back
+			return fmt.Errorf("%w: their logs are in %s", errUnattended, filepath.Join(l.dir, "log"))
+		default:
+			missed++
 		}
 		select {
 		case <-ctx.Done():
@@ -156,6 +165,20 @@ func (l *Lab) awaitSupervisor(ctx context.Context) error {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+func (l *Lab) attended() (bool, error) {
+	for _, role := range []string{roleKeeper, roleSupervisor} {
+		p, err := find(l.dir, role)
+		if err != nil {
+			return false, err
+		}
+		if p != nil {
+			p.close()
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 func startKeeper(dir, programs string) (*process, error) {
