@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/lab"
 )
 
@@ -42,4 +43,24 @@ func TestUpDoesNotWaitForAKeeperThatDies(t *testing.T) {
 	again, err := lab.Up(ctx, lab.Options{Dir: l.Dir(), Programs: filepath.Join(filepath.Dir(l.Dir()), "bin")})
 	do(t, err)
 	whole(t, again)
+}
+
+// TestWaitingEndsWithTheLab takes a lab down that somebody waits for.
+func TestWaitingEndsWithTheLab(t *testing.T) {
+	t.Parallel()
+	l := up(t, lab.Options{Hosts: 1, Containers: 1})
+	whole(t, l)
+	do(t, l.Partition(t.Context(), "host1"))
+	restore := hide(t, l, "silk-daemon")
+	do(t, l.Kill(t.Context(), "host1/silk-daemon")) // it will not be whole
+	eventually(t, l, "host1 is silent", func(s lab.Status) bool { return !s.Whole() })
+	waited := make(chan error, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	go func() { _, err := l.AwaitWhole(ctx); waited <- err }()
+	do(t, l.Down(t.Context()))
+	if err := <-waited; !errors.Is(err, fault.NotFound) {
+		t.Errorf("the wait ended with %v, want not found", err)
+	}
+	restore()
 }

@@ -161,16 +161,19 @@ func Open(dir string) (*Lab, error) {
 }
 
 // AwaitWhole waits until every host has a lease and every container reaches every other one, and returns the
-// first such status. When ctx ends it returns the last status and fault.Unavailable.
+// first such status. When ctx ends it returns the last status and fault.Unavailable; when the lab is taken down meanwhile,
+// fault.NotFound.
 func (l *Lab) AwaitWhole(ctx context.Context) (Status, error) {
 	var last Status
 	for {
 		s, err := l.Status(ctx)
-		if err == nil {
+		switch {
+		case errors.Is(err, fault.NotFound):
+			return last, err
+		case err == nil && s.Whole():
+			return s, nil
+		case err == nil:
 			last = s
-			if s.Whole() {
-				return s, nil
-			}
 		}
 		select {
 		case <-ctx.Done():
