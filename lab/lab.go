@@ -66,8 +66,8 @@ func DefaultDir(name string) string {
 	return filepath.Join(os.TempDir(), fmt.Sprintf("silk-lab-%d", os.Geteuid()), name)
 }
 
-// reserved names stand for parts of the lab itself.
-var reserved = []string{controlName, underlayName, roleController, roleSupervisor, roleKeeper, roleExec}
+// reserved names stand for parts of the lab itself, or for devices of every machine: a host's name is that of its port.
+var reserved = []string{controlName, underlayName, roleController, roleSupervisor, roleKeeper, roleExec, "lo", "all", "default"}
 
 var nameForm = regexp.MustCompile(`^[a-z][a-z0-9-]{0,14}$`)
 

@@ -152,7 +152,7 @@ func TestWirePassesFilesAndRefusesEndlessLines(t *testing.T) {
 func TestNames(t *testing.T) {
 	for name, ok := range map[string]bool{
 		"web": true, "c1": true, "host-1": true, "": false, "1c": false, "../x": false, "a/b": false, "Web": false, "controller": false, "underlay": false, "control": false,
-		"sixteen-letters-": false,
+		"sixteen-letters-": false, "lo": false, "all": false, "default": false, "eth0": true,
 	} {
 		if err := checkName(name); (err == nil) != ok {
 			t.Errorf("%q: %v, want ok %v", name, err, ok)
