@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -189,8 +190,16 @@ func allProcesses() ([]int, error) {
 	return pids, nil
 }
 
-// roleOf reads the role of a process in the lab. A zombie and a process of others have none.
+// roleOf reads the role of a process in the lab. A zombie and a process of others have none: anybody can write the lab's name into
+// an environment, and by role processes are adopted, entered and killed.
 func roleOf(dir string, pid int) (string, bool) {
+	st, err := os.Stat(fmt.Sprintf("/proc/%d", pid))
+	if err != nil {
+		return "", false
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); !ok || int(sys.Uid) != os.Geteuid() {
+		return "", false
+	}
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil {
 		return "", false

@@ -1,0 +1,39 @@
+package lab
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+
+	"code.cloudfoundry.org/silk/internal/testkit"
+)
+
+// TestAProcessOfSomebodyElseIsNoMember has another user write the lab's name into an environment. Root would enter the file
+// systems that such a controller shows it, and start programs there.
+func TestAProcessOfSomebodyElseIsNoMember(t *testing.T) {
+	var err error
+	if os.Geteuid() != 0 {
+		err = errors.New("not run by root")
+	}
+	testkit.Require(t, "root", err)
+	dir := t.TempDir()
+	for _, uid := range []uint32{65534, 0} {
+		cmd := exec.Command("sleep", "1000")
+		cmd.Env, cmd.Dir = environ(dir, roleController, "/usr/bin"), "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		p, err := find(dir, roleController)
+		if err != nil || (p != nil) != (uid == 0) {
+			t.Errorf("a process of user %d is found: %v, %v", uid, p != nil, err)
+		}
+		if p != nil {
+			p.close()
+		}
+		cmd.Process.Kill()
+		cmd.Wait()
+	}
+}
