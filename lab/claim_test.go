@@ -37,3 +37,18 @@ func TestAProcessOfSomebodyElseIsNoMember(t *testing.T) {
 		cmd.Wait()
 	}
 }
+
+func TestADirectoryOpenToAllIsClosed(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, unlock, err := claim(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	if st, err := os.Stat(dir); err != nil || st.Mode().Perm() != 0o700 {
+		t.Errorf("others may enter the lab's directory, and connect to its socket: %v, %v", st.Mode(), err)
+	}
+}

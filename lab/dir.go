@@ -31,6 +31,10 @@ func claim(ctx context.Context, dir string) (real string, unlock func(), err err
 	if err := ours(real); err != nil {
 		return "", nil, err
 	}
+	// An empty directory that was there may be open to all, and what the umask makes of the socket as well.
+	if err := os.Chmod(real, 0o700); err != nil {
+		return "", nil, err
+	}
 	path := filepath.Join(real, commandLock)
 	for {
 		f, err := lockFile(path, syscall.LOCK_NB)
