@@ -2,8 +2,10 @@ package lab
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"testing"
 
@@ -50,5 +52,23 @@ func TestADirectoryOpenToAllIsClosed(t *testing.T) {
 	unlock()
 	if st, err := os.Stat(dir); err != nil || st.Mode().Perm() != 0o700 {
 		t.Errorf("others may enter the lab's directory, and connect to its socket: %v, %v", st.Mode(), err)
+	}
+}
+
+func TestUpThatCannotWriteLeavesNothing(t *testing.T) {
+	programs, dir := t.TempDir(), filepath.Join(t.TempDir(), "lab")
+	for _, p := range []string{"silk", "silk-controller", "silk-daemon", "silk-cni", "silk-teardown"} {
+		if err := os.WriteFile(filepath.Join(programs, p), nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(dir, journalFile+".new"), 0o700); err != nil { // as good as a full disk
+		t.Fatal(err)
+	}
+	if _, err := Up(t.Context(), Options{Dir: dir, Programs: programs}); err == nil {
+		t.Error("up without a journal")
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the directory is left, and is no lab that can be taken down: %v", err)
 	}
 }

@@ -140,7 +140,7 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	l := &Lab{dir}
 	if _, err := readJournal(dir); errors.Is(err, fs.ErrNotExist) {
 		if err := newJournal(o).save(dir); err != nil {
-			return nil, fmt.Errorf("write the lab's journal: %w", err)
+			return nil, errors.Join(fmt.Errorf("write the lab's journal: %w", err), removeLab(dir)) // no Down would find it
 		}
 	} else if err != nil {
 		return nil, err
