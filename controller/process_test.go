@@ -55,8 +55,14 @@ func launch(t testing.TB, bin string, cfg controller.Config) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return launchFile(t, bin, b)
+}
+
+// launchFile is launch with the text of a configuration.
+func launchFile(t testing.TB, bin string, text []byte) *process {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "controller.json")
-	if err := os.WriteFile(file, b, 0o600); err != nil {
+	if err := os.WriteFile(file, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	p := &process{cmd: exec.Command(bin, "-config", file), exited: make(chan struct{})}
@@ -195,14 +201,17 @@ type promise struct {
 
 // TestNoLeaseIsLostOrGivenTwiceWhenKilled kills the program at random instants under load. What it acknowledged stands afterwards.
 func TestNoLeaseIsLostOrGivenTwiceWhenKilled(t *testing.T) {
-	bin := build(t)
+	bin, rounds := build(t), 25
+	if testing.Short() {
+		rounds = 6
+	}
 	each(t, func(t *testing.T, db sqldb.Config) {
 		c := issue(t)
 		cfg := c.config(db)
-		cfg.Network = netip.MustParsePrefix("10.0.0.0/12")
+		cfg.Network = netip.MustParsePrefix("10.0.0.0/8")
 		promises := map[netip.Addr]*promise{}
 		next := 0
-		for range 6 {
+		for range rounds {
 			p := launch(t, bin, cfg)
 			checkPromises(t, dial(t, c, p.API), promises)
 			var mu sync.Mutex
