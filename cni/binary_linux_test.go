@@ -112,7 +112,7 @@ func TestManyProcessesAtOnce(t *testing.T) {
 func rounds(t *testing.T) int {
 	s := os.Getenv("SILK_KILL_ROUNDS")
 	if s == "" {
-		return 100
+		return 250 // with the rounds of controller, daemon and overlay: 500
 	}
 	n, err := strconv.Atoi(s)
 	if err != nil {

@@ -261,14 +261,16 @@ func TestDaemonTakesOverFromADeployedOne(t *testing.T) {
 	}
 }
 
-// TestDaemonSurvivesBeingKilled kills it at random instants, spoils things in between, and looks whether the next run is whole.
+// TestDaemonSurvivesBeingKilled kills it at random instants, spoils things in between, and looks whether the next run is whole. What
+// all of them have left goes with silk-teardown.
 func TestDaemonSurvivesBeingKilled(t *testing.T) {
 	w := newWorld(t)
 	w.controller("a.db")
 	h := w.host(10)
+	before := h.dump()
 	h.start()
 	n := h.ready()
-	rounds := 40
+	rounds := 100
 	if testing.Short() {
 		rounds = 10
 	}
@@ -292,6 +294,13 @@ func TestDaemonSurvivesBeingKilled(t *testing.T) {
 		eventually(t, 5*time.Second, "whole", func() error { return h.whole(n.OverlaySubnet, underlay, peer.String()) })
 	}
 	h.becomes("ready")
+	h.kill()
+	if code, out := h.teardown(); code != 0 {
+		t.Errorf("silk-teardown ended with %d:\n%s", code, out)
+	}
+	if diff := cmp.Diff(strings.Split(before, "\n"), strings.Split(h.dump(), "\n")); diff != "" {
+		t.Errorf("the host is not as it was (-before +after):\n%s", diff)
+	}
 }
 
 // command runs a program of the distribution in the host's namespace.

@@ -137,7 +137,7 @@ func TestMain(m *testing.M) {
 func TestKilledSetIsRepaired(t *testing.T) {
 	h := newHost(t, "192.168.16.15")
 	want := large(2500)
-	rounds := 40
+	rounds := 100
 	if testing.Short() {
 		rounds = 5
 	}
