@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 )
 
-const conflistName = "10-silk.conflist"
+const conflistName = "10-silk.conflist" // for the container runtimes that people start on a host
 
 // writeConfigs writes the certificates and configuration of the node's program, and a host's network configuration.
 func (n *node) writeConfigs() error {
@@ -31,6 +31,10 @@ func (n *node) writeConfigs() error {
 		})
 	}
 	tls["client_cert_file"], tls["client_key_file"] = cert, key
+	err = writeJSON(n.network(), networkConfig("1.1.0", "lab")) // not the runtimes': its GC would remove their containers
+	if err != nil {
+		return err
+	}
 	err = writeJSON(n.daemonConfig(), tls, map[string]any{
 		"underlay_ip": address(n.index).String(), "subnet_prefix_length": 24, "overlay_network": Overlay.String(),
 		"health_check_port": daemonPort, "vtep_name": "silk-vtep", "vni": 1, "vtep_port": 4789, "poll_interval": 5,
@@ -42,11 +46,18 @@ func (n *node) writeConfigs() error {
 		return err
 	}
 	return n.space.do(func() error {
-		return writeJSON(filepath.Join(cniConfDir, conflistName), map[string]any{
-			"cniVersion": "1.0.0", "name": "silk", // what every runtime knows
-			"plugins": []any{map[string]any{"type": "silk-cni", "daemonPort": daemonPort, "endpointDir": "/run/silk/endpoints"}},
-		})
+		return writeJSON(filepath.Join(cniConfDir, conflistName), networkConfig("1.0.0", "silk")) // what every runtime knows
 	})
+}
+
+// network is the file with the network configuration of the lab's own containers.
+func (n *node) network() string { return filepath.Join(n.dir(), "network.conflist") }
+
+func networkConfig(version, name string) map[string]any {
+	return map[string]any{
+		"cniVersion": version, "name": name,
+		"plugins": []any{map[string]any{"type": "silk-cni", "daemonPort": daemonPort, "endpointDir": "/run/silk/endpoints"}},
+	}
 }
 
 // certificate returns the node's certificate, issued now if it has none.

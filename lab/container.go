@@ -117,8 +117,8 @@ func (n *node) attach(ctx context.Context, name string) (a netip.Addr, err error
 				return err
 			}
 		}
-		if i, err := n.info(ctx); err != nil || !i.lease().IsValid() {
-			return errors.New("its host has no lease yet")
+		if err := c.GetStatusNetworkList(ctx, list); err != nil { // no lease yet, or fenced
+			return fmt.Errorf("its host takes no containers now: %w", err)
 		}
 		if !made { // an ADD that was cut short may have left something
 			if err := c.DelNetworkList(ctx, list, rt); err != nil {
@@ -192,12 +192,28 @@ func (n *node) detach(ctx context.Context, c *container) error {
 
 func without[E any](s []E, drop func(E) bool) []E { return slices.DeleteFunc(slices.Clone(s), drop) }
 
+// collect removes, once after this supervisor has come to the host, what is attached and not wanted. The pass is held.
+func (n *node) collect(ctx context.Context, wanted []containerEntry) error {
+	if n.collected || !n.isHost() {
+		return nil
+	}
+	args := &libcni.GCArgs{ValidAttachments: []types.GCAttachment{}} // null would remove nothing
+	for _, c := range wanted {
+		args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: c.Name, IfName: ifname})
+	}
+	err := n.cni(ctx, "", func(ctx context.Context, c *libcni.CNIConfig, list *libcni.NetworkConfigList, _ *libcni.RuntimeConf) error {
+		return c.GCNetworkList(ctx, list, args)
+	})
+	n.collected = err == nil
+	return err
+}
+
 // cni calls fn on the host, with its network configuration, as a container runtime there would.
 func (n *node) cni(ctx context.Context, name string, fn func(context.Context, *libcni.CNIConfig, *libcni.NetworkConfigList, *libcni.RuntimeConf) error) error {
 	ctx, cancel := context.WithTimeout(ctx, cniTimeout)
 	defer cancel()
 	return n.space.do(func() error {
-		list, err := libcni.ConfListFromFile(filepath.Join(cniConfDir, conflistName))
+		list, err := libcni.ConfListFromFile(n.network())
 		if err != nil {
 			return err
 		}

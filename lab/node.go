@@ -22,7 +22,8 @@ type node struct {
 	loop  *reconcile.Loop
 	gone  chan struct{} // closed when the host has left
 
-	pass sync.Mutex // held through a pass or a command on the node: one changes it at a time
+	pass      sync.Mutex // held through a pass or a command on the node: one changes it at a time; guards collected
+	collected bool
 
 	mu         sync.RWMutex // guards what follows; held while the space is in use, so that it is not closed under a reader
 	space      *space
@@ -98,6 +99,9 @@ func (n *node) step(ctx context.Context) error {
 	}
 	if err := n.build(ctx, want); err != nil {
 		return err
+	}
+	if err := n.collect(ctx, containers); err != nil {
+		return fmt.Errorf("collect what is attached to %s and not wanted: %w", n.name, err)
 	}
 	var errs []error
 	for _, c := range containers {

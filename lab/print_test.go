@@ -25,7 +25,7 @@ func TestStatusAsText(t *testing.T) {
 		Containers: []lab.Container{
 			{Name: "c1", Host: "host1", Address: netip.MustParseAddr("10.255.80.2")},
 			{Name: "c2", Host: "host1", Address: netip.MustParseAddr("10.255.80.3")},
-			{Name: "c3", Host: "host2", Error: "attach c3: its host has no lease yet"},
+			{Name: "c3", Host: "host2", Error: "attach c3: its host takes no containers now: host has no lease"},
 		},
 		Paths: []lab.Path{{From: "c1", To: "c2", OK: true, Time: 240 * time.Microsecond}, {From: "c2", To: "c1", Error: "timeout"}},
 	}

@@ -3,6 +3,7 @@ package lab_test
 import (
 	"database/sql"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"code.cloudfoundry.org/silk/lab"
@@ -33,6 +34,7 @@ func TestStolenLeaseFencesTheHost(t *testing.T) {
 	if err := l.Add(ctx, "late", "host1"); err == nil {
 		t.Error("a fenced host took a new container")
 	}
+	eventually(t, l, "the plugin's STATUS says why", func(s lab.Status) bool { return strings.Contains(container(t, s, "late").Error, "host is fenced") })
 	do(t, l.Remove(t.Context(), "late"))
 	do(t, l.Remove(t.Context(), "c1"))
 	do(t, l.Remove(t.Context(), "twin"))
