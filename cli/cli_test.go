@@ -37,6 +37,7 @@ func TestMistakesAreExplained(t *testing.T) {
 	}{
 		{"nonsense", "unknown command"},
 		{"status --port 1", "is it running"},
+		{"lab nonsense", `unknown command "nonsense" for "silk lab"`},
 		{"leases --config /nowhere/daemon.json", "name it with --config"},
 		{"leases --config " + broken, "broken.json"},
 		{"leases --config " + config, "/nowhere/ca.crt"},
@@ -49,6 +50,19 @@ func TestMistakesAreExplained(t *testing.T) {
 		if code != 1 || !strings.Contains(errs, c.want) || !strings.HasPrefix(errs, "silk: ") {
 			t.Errorf("silk %s: status %d, output %q, errors %q, want %q among them", c.args, code, out, errs, c.want)
 		}
+	}
+}
+
+// TestLeasesReadsTheDaemonsConfigurationWhereItIs: where the unit file of silk-daemon has it.
+func TestLeasesReadsTheDaemonsConfigurationWhereItIs(t *testing.T) {
+	unit, err := os.ReadFile("../packaging/systemd/silk-daemon.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, file, ok := strings.Cut(string(unit), "silk-daemon -config ")
+	file, _, _ = strings.Cut(file, "\n")
+	if _, out, _ := run(t, "leases", "--help"); !ok || !strings.Contains(out, `"`+file+`"`) {
+		t.Errorf("the unit says %q; help says\n%s", file, out)
 	}
 }
 

@@ -49,6 +49,13 @@ func labCommand() *cobra.Command {
 		Use: "lab", Short: "Build a whole Silk network on this machine",
 		Long: "A lab is several hosts as network namespaces, the real programs on them, and containers.\n" +
 			"It lives in namespaces of its own and does not touch this machine's network.",
+		Args: func(c *cobra.Command, args []string) error { // of what is none of the commands below
+			if len(args) > 0 {
+				return fmt.Errorf("unknown command %q for %q: see %s --help", args[0], c.CommandPath(), c.CommandPath())
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.PersistentFlags().StringVar(&f.name, "name", "lab", "name of the lab")
 	c.PersistentFlags().StringVar(&f.dir, "dir", "", "directory of the lab (default "+lab.DefaultDir("NAME")+")")
@@ -133,6 +140,9 @@ func labUp(f *labFlags) *cobra.Command {
 		if err == nil {
 			s.WriteHints(out, f.command())
 		}
+		if found {
+			warnIgnored(c, f.command())
+		}
 		return err
 	}}
 	c.Flags().IntVar(&o.Hosts, "hosts", 3, "number of hosts")
@@ -140,6 +150,15 @@ func labUp(f *labFlags) *cobra.Command {
 	c.Flags().StringVar(&o.Programs, "programs", "", "directory of the silk programs (default that of this one)")
 	c.Flags().DurationVar(&wait, "wait", time.Minute, "how long to wait until everybody reaches everybody")
 	return c
+}
+
+// warnIgnored names the flags that say what a new lab is to be, and were given for one that is there.
+func warnIgnored(c *cobra.Command, command string) {
+	for _, name := range []string{"hosts", "containers", "programs"} {
+		if c.Flags().Changed(name) {
+			fmt.Fprintf(c.ErrOrStderr(), "--%s is for a new lab and changed nothing: use %s add-host, add and rm, or down first\n", name, command)
+		}
+	}
 }
 
 func labStatus(f *labFlags) *cobra.Command {

@@ -75,7 +75,7 @@ func leasesCommand() *cobra.Command {
 	var file string
 	var given controllerAccess
 	c := &cobra.Command{Use: "leases", Short: "List the leases that the controller has given", Args: cobra.NoArgs}
-	c.Flags().StringVar(&file, "config", "/etc/silk/silk-daemon.json", "silk-daemon's configuration, for the controller's address and certificates")
+	c.Flags().StringVar(&file, "config", "/etc/silk/daemon.json", "silk-daemon's configuration, for the controller's address and certificates")
 	c.Flags().StringVar(&given.URL, "url", "", "the controller, instead of the configuration's")
 	c.Flags().StringVar(&given.CA, "ca", "", "CA certificate, likewise")
 	c.Flags().StringVar(&given.Cert, "cert", "", "client certificate, likewise")

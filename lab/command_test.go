@@ -45,6 +45,7 @@ func TestCommands(t *testing.T) {
 	t.Cleanup(func() { silk(0, "down") })
 	expect(silk(0, "up", "--hosts", "2", "--containers", "1"), "is up: 2 hosts, 2 containers", "2 of 2 connections work", "try next", "exec c1 --")
 	expect(silk(0, "up"), "was there already")
+	expect(silk(0, "up", "--hosts", "5"), "was there already", "2 hosts", "--hosts is for a new lab")
 	expect(silk(0, "add", "web", "--host", "host2"))
 	expect(silk(1, "add", "web"), `"web" exists already`)
 	expect(silk(1, "add", "Web"), "lower-case")
