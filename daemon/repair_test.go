@@ -307,7 +307,7 @@ func TestDaemonSurvivesBeingKilled(t *testing.T) {
 func (h *host) command(args ...string) string {
 	h.t.Helper()
 	_, err := exec.LookPath(args[0])
-	testkit.Require(h.t, args[0], err)
+	testkit.Require(h.t, "tools", err)
 	var out []byte
 	err = h.ns.Do(func() (err error) { out, err = exec.Command(args[0], args[1:]...).CombinedOutput(); return err })
 	if err != nil {

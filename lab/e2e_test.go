@@ -22,6 +22,7 @@ func TestKilledProgramsComeBack(t *testing.T) {
 	t.Parallel()
 	l := up(t, lab.Options{})
 	s := whole(t, l)
+	e := dialEcho(t, s, "c1", "c5")
 	targets := []string{"controller", "supervisor", "keeper", "host1/silk-daemon", "host2/silk-daemon", "host3/silk-daemon", "c1"}
 	for _, name := range targets {
 		role := name
@@ -30,6 +31,7 @@ func TestKilledProgramsComeBack(t *testing.T) {
 		}
 		old := program(t, s, role).PID
 		do(t, l.Kill(t.Context(), name))
+		e.check(t, "after "+name+" was killed")
 		eventually(t, l, name+" comes back", func(s lab.Status) bool {
 			p := program(t, s, role)
 			return p.PID != 0 && p.PID != old
@@ -42,6 +44,7 @@ func TestKilledProgramsComeBack(t *testing.T) {
 	do(t, l.Kill(t.Context(), "controller"))
 	do(t, l.Kill(t.Context(), "keeper"))
 	do(t, l.Kill(t.Context(), "supervisor"))
+	e.check(t, "after all were killed")
 	after := whole(t, l)
 	for i, h := range after.Hosts {
 		if h.Lease != s.Hosts[i].Lease {
@@ -120,8 +123,9 @@ func TestContainersComeAndGoWithoutTheController(t *testing.T) {
 		return len(s.Paths) == 6 && !slices.ContainsFunc(s.Paths, func(p lab.Path) bool { return !p.OK }) && host(t, s, "host1").State == "degraded"
 	})
 	do(t, l.Kill(t.Context(), "host2")) // and a whole host, after a power cut
+	lease := host(t, s, "host2").Lease
 	eventually(t, l, "paths after a reboot without the controller", func(s lab.Status) bool {
-		return len(s.Paths) == 6 && !slices.ContainsFunc(s.Paths, func(p lab.Path) bool { return !p.OK })
+		return host(t, s, "host2").Lease == lease && host(t, s, "host2").State == "degraded" && len(s.Paths) == 6 && !slices.ContainsFunc(s.Paths, func(p lab.Path) bool { return !p.OK })
 	})
 	restore()
 	whole(t, l)
