@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -278,7 +279,14 @@ func (p podman) remove(t *testing.T, h *runtimeHost, id string) { h.sh(t, p.kill
 
 func TestContainerd(t *testing.T) { runtimesMeet(t, containerd{}) }
 
-func TestPodman(t *testing.T) { runtimesMeet(t, podman{}) }
+func TestPodman(t *testing.T) {
+	out, err := exec.Command("podman", "--version").Output()
+	if err == nil && regexp.MustCompile(`version ([5-9]|\d\d)`).Match(out) { // as Debian 13 has it
+		err = fmt.Errorf("%s, which has no CNI: 4 is the last that has", bytes.TrimSpace(out))
+	}
+	testkit.Require(t, "podman", err)
+	runtimesMeet(t, podman{})
+}
 
 // writeImage writes an image in docker-archive form, which both runtimes load: one layer with a static busybox.
 func writeImage(t *testing.T, path string) {
