@@ -2,6 +2,7 @@ package lab
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -9,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 
+	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/testkit"
 )
 
@@ -70,5 +72,34 @@ func TestUpThatCannotWriteLeavesNothing(t *testing.T) {
 	}
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the directory is left, and is no lab that can be taken down: %v", err)
+	}
+}
+
+// TestASupervisorThatEndsIsUnavailable: a command that met it may be tried again, whether its request was still sent or not.
+func TestASupervisorThatEndsIsUnavailable(t *testing.T) {
+	dir := t.TempDir()
+	if err := newJournal(Options{Name: "lab", Hosts: 1}).save(dir); err != nil {
+		t.Fatal(err)
+	}
+	ln, err := listen(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	w, err := connect(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	c, err := ln.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if err := ended(w.send(message{Op: opStatus})); !errors.Is(err, fault.Unavailable) || !errors.Is(err, io.EOF) {
+		t.Errorf("sending: %v, want fault.Unavailable and io.EOF", err)
+	}
+	if _, err := w.answer(); !errors.Is(err, fault.Unavailable) || !errors.Is(err, io.EOF) {
+		t.Errorf("reading: %v, want fault.Unavailable and io.EOF", err)
 	}
 }

@@ -98,7 +98,7 @@ func (l *Lab) Exec(ctx context.Context, where string, command []string, stdin, s
 		}
 	}()
 	if err != nil {
-		return 0, err
+		return 0, ended(err)
 	}
 	a, err := w.answer()
 	return a.Exit, err
@@ -148,7 +148,7 @@ func (l *Lab) call(ctx context.Context, m message) (answer, error) {
 	defer w.close()
 	defer context.AfterFunc(ctx, func() { w.c.SetDeadline(time.Unix(1, 0)) })()
 	if err := w.send(m); err != nil {
-		return answer{}, err
+		return answer{}, ended(err)
 	}
 	return w.answer()
 }
@@ -190,15 +190,20 @@ func (l *Lab) ping(ctx context.Context) error {
 	return err
 }
 
+// ended says what it means when the other end of a connection is gone.
+func ended(err error) error {
+	if errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) || errors.Is(err, io.EOF) {
+		return fault.Unavailablef("the lab's supervisor ended before it answered: try again: %w", io.EOF)
+	}
+	return err
+}
+
 // answer reads the supervisor's answer. One that died instead is io.EOF.
 func (w *wire) answer() (answer, error) {
 	var a answer
 	b, err := w.line(64 << 20)
 	if err != nil {
-		if errors.Is(err, unix.ECONNRESET) || errors.Is(err, io.EOF) {
-			err = fault.Unavailablef("the lab's supervisor ended before it answered: try again: %w", io.EOF)
-		}
-		return a, err
+		return a, ended(err)
 	}
 	if err := json.Unmarshal(b, &a); err != nil {
 		return a, err
