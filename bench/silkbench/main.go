@@ -17,11 +17,13 @@ import (
 	"code.cloudfoundry.org/silk/bench/overlay"
 )
 
-// rooms lists what can be measured, in order.
-var rooms = []struct {
+type room struct {
 	name string
 	run  func(context.Context, *bench.Report) error
-}{
+}
+
+// rooms lists what can be measured, in order.
+var rooms = []room{
 	{"lease", leasebench.Run},
 	{"overlay", overlay.Run},
 	{"daemon", daemon.Run},
@@ -35,12 +37,14 @@ func main() {
 	only := flag.String("only", "", "comma list of rooms to measure (default all)")
 	out := flag.String("out", "bench/out/results.json", "file for the results")
 	flag.Parse()
+	chosen, err := choose(*only)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
 	var report bench.Report
 	failed := false
-	for _, r := range rooms {
-		if *only != "" && !slices.Contains(strings.Split(*only, ","), r.name) {
-			continue
-		}
+	for _, r := range chosen {
 		fmt.Fprintf(os.Stderr, "measuring %s\n", r.name)
 		if err := r.run(context.Background(), &report); err != nil {
 			fmt.Fprintf(os.Stderr, "%s: %v\n", r.name, err)
@@ -60,4 +64,26 @@ func main() {
 	if failed {
 		os.Exit(1)
 	}
+}
+
+// choose returns the rooms of a comma list, in their own order, all for "".
+func choose(list string) ([]room, error) {
+	if list == "" {
+		return rooms, nil
+	}
+	names := strings.Split(list, ",")
+	var known []string
+	var chosen []room
+	for _, r := range rooms {
+		known = append(known, r.name)
+		if slices.Contains(names, r.name) {
+			chosen = append(chosen, r)
+		}
+	}
+	for _, n := range names {
+		if !slices.Contains(known, n) {
+			return nil, fmt.Errorf("no room %q can be measured: expected some of %s", n, strings.Join(known, ","))
+		}
+	}
+	return chosen, nil
 }
