@@ -1,8 +1,8 @@
 // Package cni measures silk-cni: whole processes of ADD and DEL, one at a time and ten at once, beside the kernel's own
 // minimum for the same objects, the start of an empty Go program, and the standard plugins ptp and host-local.
 //
-// ptp runs twice. With ipMasq it does what silk-cni does: a container that it has attached can reach the world. Without, it
-// leaves that out; its DEL is then the faster one, and ours is held against that.
+// ptp runs twice: as it is by default, which is what ours is held against, and with ipMasq. Only then does it do what silk-cni
+// does: a container that it has attached can reach the world.
 package cni
 
 import (
@@ -54,15 +54,15 @@ func Run(ctx context.Context, r *bench.Report) error {
 func report(r *bench.Report, level int, one, ten map[string][]float64) {
 	at := func(figure string) string { return fmt.Sprintf("cni.%s.at%d", figure, level) }
 	none := math.NaN()
-	add, raw, empty, ptp := bench.Median(one["add"]), bench.Median(one["raw"]), bench.Median(one["empty"]), bench.Median(one["ptp add"])
+	add, raw, empty, ptp := bench.Median(one["add"]), bench.Median(one["raw"]), bench.Median(one["empty"]), bench.Median(one["plain add"])
 	r.Add(at("kernel.p50"), raw, "ms", none)
 	r.Add(at("empty.p50"), empty, "ms", none)
 	limit := 3.0*raw + empty + 1
 	r.Bar(at("add.p50"), add, "ms", limit, "<= 3.0 x kernel + empty program + 1 ms", add <= limit)
-	r.Add(at("add.p99"), bench.Percentile(one["add"], 0.99), "ms", bench.Percentile(one["ptp add"], 0.99))
+	r.Add(at("add.p99"), bench.Percentile(one["add"], 0.99), "ms", bench.Percentile(one["plain add"], 0.99))
 	r.RatioAtMost(at("add.p50.ptp"), add, "ms", ptp, 0.35)
-	r.Add(at("add.p50.ptp_without_masquerade"), add, "ms", bench.Median(one["plain add"]))
-	r.RatioAtMost(at("del.p50.ptp_without_masquerade"), bench.Median(one["del"]), "ms", bench.Median(one["plain del"]), 1.2)
+	r.Add(at("add.p50.ptp_with_masquerade"), add, "ms", bench.Median(one["ptp add"]))
+	r.RatioAtMost(at("del.p50.ptp"), bench.Median(one["del"]), "ms", bench.Median(one["plain del"]), 1.2)
 	r.Add(at("del.p99"), bench.Percentile(one["del"], 0.99), "ms", bench.Percentile(one["plain del"], 0.99))
 
 	add10, raw10, empty10 := bench.Median(ten["add"]), bench.Median(ten["raw"]), bench.Median(ten["empty"])
