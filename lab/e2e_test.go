@@ -42,9 +42,9 @@ func TestKilledProgramsComeBack(t *testing.T) {
 		do(t, l.Kill(t.Context(), h.Name+"/silk-daemon"))
 	}
 	do(t, l.Kill(t.Context(), "controller"))
+	e.check(t, "after controller and daemons were killed")
 	do(t, l.Kill(t.Context(), "keeper"))
 	do(t, l.Kill(t.Context(), "supervisor"))
-	e.check(t, "after all were killed")
 	after := whole(t, l)
 	for i, h := range after.Hosts {
 		if h.Lease != s.Hosts[i].Lease {

@@ -92,6 +92,19 @@ func members(t *testing.T, dir string) (pids []int, spaces map[string]bool) {
 	return pids, spaces
 }
 
+// hold keeps the namespaces of processes until the test ends: else the kernel gives the number of one that is gone to the next
+// that somebody makes.
+func hold(t *testing.T, pids []int) {
+	t.Helper()
+	for _, pid := range pids {
+		for _, kind := range []string{"net", "mnt", "user"} {
+			f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
+			do(t, err)
+			t.Cleanup(func() { f.Close() })
+		}
+	}
+}
+
 func processes(t *testing.T) (pids []int) {
 	t.Helper()
 	entries, err := os.ReadDir("/proc")
@@ -134,6 +147,7 @@ func TestDownLeavesNothing(t *testing.T) {
 			if len(pids) < 7 || len(spaces) < 6 {
 				t.Fatalf("a lab of %d processes in %d namespaces", len(pids), len(spaces))
 			}
+			hold(t, pids)
 			if len(c.kill) > 0 {
 				hide(t, l, "silk")
 				hide(t, l, "silk-daemon")
