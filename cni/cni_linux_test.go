@@ -13,6 +13,7 @@ import (
 
 	"code.cloudfoundry.org/silk/cni"
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/testkit"
 )
 
 // host is a host: a namespace with a daemon's info endpoint, and directories.
@@ -27,9 +28,7 @@ type host struct {
 func newNS(t testing.TB) *kernel.NS {
 	t.Helper()
 	ns, err := kernel.NewNS()
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.Require(t, "netns", err)
 	t.Cleanup(func() { ns.Close() })
 	return ns
 }

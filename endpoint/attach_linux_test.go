@@ -12,6 +12,7 @@ import (
 
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/testkit"
 )
 
 var subnet = netip.MustParsePrefix("10.255.30.0/24")
@@ -26,9 +27,7 @@ type host struct {
 func newNS(t testing.TB) *kernel.NS {
 	t.Helper()
 	ns, err := kernel.NewNS()
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.Require(t, "netns", err)
 	t.Cleanup(func() { ns.Close() })
 	return ns
 }

@@ -28,9 +28,7 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 func newNS(t testing.TB) *kernel.NS {
 	t.Helper()
 	ns, err := kernel.NewNS()
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.Require(t, "netns", err)
 	t.Cleanup(func() { ns.Close() })
 	return ns
 }

@@ -9,15 +9,14 @@ import (
 	"testing"
 
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"golang.org/x/sys/unix"
 )
 
 func newNS(t *testing.T) *kernel.NS {
 	t.Helper()
 	ns, err := kernel.NewNS()
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.Require(t, "netns", err)
 	t.Cleanup(func() { ns.Close() })
 	return ns
 }
