@@ -132,6 +132,7 @@ func users(t *testing.T, spaces map[string]bool) (found []string) {
 }
 
 func TestDownLeavesNothing(t *testing.T) {
+	needRoot(t)
 	for _, c := range []struct {
 		name string
 		kill []string
