@@ -114,7 +114,30 @@ func TestTxSurvivesDeadlocks(t *testing.T) {
 	eachEngine(t, func(t *testing.T, cfg sqldb.Config) {
 		db := pair(t, cfg)
 		const each = 25
-		var wg sync.WaitGroup
+		var wg, both sync.WaitGroup
+		both.Add(2)
+		if cfg.Type != sqldb.SQLite { // of which one transaction runs at a time
+			for g := range 2 { // each has its first row before either asks for the other's
+				wg.Go(func() {
+					err := db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+						for i := range 2 {
+							if _, err := tx.Exec(t.Context(), "UPDATE pair SET n = n + 0 WHERE id = ?", 1+(g+i)%2); err != nil {
+								return err
+							}
+							if i == 0 && tx.Attempt == 0 {
+								both.Done()
+								both.Wait()
+							}
+						}
+						return nil
+					})
+					if err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+		}
 		for g := range 4 {
 			wg.Go(func() {
 				for range each {
