@@ -15,7 +15,8 @@ import (
 // Detach removes everything that Attach made for k, in the host namespace of the calling thread, calls more, which may be
 // nil, and then forgets the endpoint. What is gone already is no error. A record that cannot be read is removed for
 // what its name says; more then gets that much. Without a record Detach looks into ns, which may be nil: an
-// interface there that Attach made is removed, and more is called with what can be told from it.
+// interface there that Attach made, and that is no other endpoint's by now, is removed, and more is called with what can be
+// told from it.
 func (d *Dir) Detach(ctx context.Context, k Key, ns *kernel.NS, more func(Record) error) error {
 	host, err := kernel.Dial(nil)
 	if err != nil {
@@ -25,11 +26,24 @@ func (d *Dir) Detach(ctx context.Context, k Key, ns *kernel.NS, more func(Record
 	if err := d.tidy(ctx); err != nil {
 		return err
 	}
-	e, there, err := d.find(k)
-	if err != nil {
-		return err
-	}
-	if there {
+	for {
+		e, there, err := d.find(k)
+		if err != nil {
+			return err
+		}
+		if !there {
+			r, again, err := d.detachUnrecorded(ctx, k, ns)
+			if err != nil {
+				return err
+			}
+			if again {
+				continue
+			}
+			if err := flush(r); err != nil {
+				return err
+			}
+			return run(more, r)
+		}
 		h, err := d.hold(ctx, e)
 		if err != nil {
 			return err
@@ -39,16 +53,6 @@ func (d *Dir) Detach(ctx context.Context, k Key, ns *kernel.NS, more func(Record
 			return d.erase(host, h, more)
 		}
 	}
-	r := Record{Key: k}
-	if ns != nil {
-		if err := ns.Visit(func() (err error) { r, err = detachUnrecorded(k); return err }); err != nil {
-			return err
-		}
-		if err := flush(r); err != nil {
-			return err
-		}
-	}
-	return run(more, r)
 }
 
 // tidy removes what a killed process was writing, if there is any.
@@ -90,35 +94,58 @@ func flush(r Record) error {
 	return nil
 }
 
-// detachUnrecorded removes k's interface from the calling thread's namespace if Attach made it, as its hardware address and
-// its addresses tell, and returns what they say.
-func detachUnrecorded(k Key) (Record, error) {
-	r := Record{Key: k}
-	c, err := kernel.Dial(nil)
+// detachUnrecorded removes k's interface from ns if Attach made it and no endpoint has its address: a namespace's name may have
+// been given to another container since, and another network may have the interface. again tells that k has a record
+// after all.
+func (d *Dir) detachUnrecorded(ctx context.Context, k Key, ns *kernel.NS) (r Record, again bool, err error) {
+	r = Record{Key: k}
+	if ns == nil {
+		return r, false, nil
+	}
+	inside, err := kernel.Dial(ns)
 	if err != nil {
-		return r, err
+		return r, false, err
 	}
-	defer c.Close()
-	l, err := observeLink(c, k.Interface)
-	if err != nil || l.index == 0 {
-		return r, err
+	defer inside.Close()
+	if a, err := observeAttached(inside, k.Interface); err != nil || !a.IsValid() {
+		return r, false, err
 	}
-	if l.kind != "veth" || l.mac[0] != 0xee || l.mac[1] != 0xee {
-		return r, nil
+	g, err := d.lock(ctx) // from here on nobody is given an address, and so no interface
+	if err != nil {
+		return r, false, err
+	}
+	defer g.unlock()
+	a, err := observeAttached(inside, k.Interface)
+	if err != nil || !a.IsValid() {
+		return r, false, err
+	}
+	names, err := d.entries()
+	if err != nil {
+		return r, false, err
+	}
+	for _, e := range names {
+		if slices.Contains(e.addresses, a) {
+			return r, e.key == k, nil
+		}
+	}
+	r.Addresses = []netip.Prefix{netip.PrefixFrom(a, a.BitLen())}
+	r.name()
+	return r, false, unwire(inside, k.Interface)
+}
+
+// observeAttached returns the address of an interface that Attach made, as its hardware address and its addresses tell; the
+// zero Addr for any other, and for none.
+func observeAttached(c *kernel.Conn, name string) (netip.Addr, error) {
+	l, err := observeLink(c, name)
+	if err != nil || l.index == 0 || l.kind != "veth" || l.mac[0] != 0xee || l.mac[1] != 0xee {
+		return netip.Addr{}, err
 	}
 	a := netip.AddrFrom4([4]byte(l.mac[2:]))
 	addrs, err := observeAddrs(c, l.index)
-	if err != nil {
-		return r, err
+	if err != nil || !slices.Contains(addrs, address4{a, Gateway}) {
+		return netip.Addr{}, err
 	}
-	for _, x := range addrs {
-		if x.local == a && x.peer == Gateway {
-			r.Addresses = []netip.Prefix{netip.PrefixFrom(a, 32)}
-			r.name()
-			return r, unwire(c, k.Interface)
-		}
-	}
-	return r, nil
+	return a, nil
 }
 
 // atOnce bounds how many endpoints Collect removes side by side. Each removal waits tens of milliseconds for the kernel, and

@@ -1,0 +1,32 @@
+package endpoint_test
+
+import (
+	"context"
+	"testing"
+
+	"code.cloudfoundry.org/silk/endpoint"
+)
+
+// TestDetachSparesAnotherEndpointInTheNamespace: a runtime may name a namespace that has another container's interface by now,
+// because the path was used again, or that another network is attached to by the same name.
+func TestDetachSparesAnotherEndpointInTheNamespace(t *testing.T) {
+	h, c := newHost(t), newNS(t)
+	r := h.must(h.attach(h.spec("c2", c)))
+	other := key("c2")
+	other.Network = "other"
+	for _, k := range []endpoint.Key{key("c1"), other} {
+		var told endpoint.Record
+		if err := h.ns.Do(func() error {
+			return h.dir.Detach(context.Background(), k, c, func(r endpoint.Record) error { told = r; return nil })
+		}); err != nil {
+			t.Error(err)
+		}
+		if told.Address().IsValid() {
+			t.Errorf("detaching %v: said that %v was its address", k, told.Address())
+		}
+		if d := h.check(r.Key, c); len(d) > 0 {
+			t.Fatalf("detaching %v took another's interface: %v", k, d)
+		}
+	}
+}
+
