@@ -125,8 +125,10 @@ func (d *Dir) entries() ([]entry, error) {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
 		return nil, fmt.Errorf("read endpoint directory: %w", err)
-	case !bytes.Equal(boot, bootID()):
-		return nil, nil
+	default:
+		if id, err := bootID(); err != nil || !bytes.Equal(boot, id) {
+			return nil, err
+		}
 	}
 	files, err := d.files()
 	if err != nil {
@@ -150,13 +152,17 @@ func (d *Dir) files() ([]string, error) {
 	return names, nil
 }
 
-// bootID returns what tells this boot of the machine from others.
-var bootID = sync.OnceValue(func() []byte {
+// bootID returns what tells this boot of the machine from others. An error must not be taken for another boot: all records would
+// be void.
+var bootID = sync.OnceValues(func() ([]byte, error) {
 	b, err := kernel.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return []byte("unknown\n") // no proc: records are then kept until a reboot empties /run
+	if err == nil && len(b) == 0 {
+		err = io.ErrUnexpectedEOF
 	}
-	return b
+	if err != nil {
+		return nil, fmt.Errorf("find out which boot this is: %w", err)
+	}
+	return b, nil
 })
 
 // maxRecord bounds a record's file; metadata is what makes one long.
@@ -213,8 +219,12 @@ func (d *Dir) lock(ctx context.Context) (guard, error) {
 // renew empties the directory of what an earlier boot left.
 func (d *Dir) renew() error {
 	path := filepath.Join(d.path, bootFile)
+	id, err := bootID()
+	if err != nil {
+		return err
+	}
 	was, err := kernel.ReadFile(path)
-	if err == nil && bytes.Equal(was, bootID()) {
+	if err == nil && bytes.Equal(was, id) {
 		return nil
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -226,14 +236,21 @@ func (d *Dir) renew() error {
 			return err
 		}
 		for _, f := range files {
-			if f != lockFile {
-				if err := os.RemoveAll(filepath.Join(d.path, f)); err != nil {
-					return err
-				}
+			if !ours(f) {
+				continue
+			}
+			if err := os.RemoveAll(filepath.Join(d.path, f)); err != nil {
+				return err
 			}
 		}
 	}
-	return d.replace(bootFile, bootID(), true)
+	return d.replace(bootFile, id, true)
+}
+
+// ours reports whether a file is void after a reboot. The directory may have been somebody else's before it was ours.
+func ours(file string) bool {
+	_, record := parseName(file)
+	return record || file == sysctlDir || strings.HasPrefix(file, tempFile) || strings.HasPrefix(file, cursorFile)
 }
 
 // replace writes a file atomically. Records are not made durable: after a crash of the machine they are void.

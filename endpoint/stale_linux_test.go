@@ -2,6 +2,8 @@ package endpoint_test
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"code.cloudfoundry.org/silk/endpoint"
@@ -27,6 +29,29 @@ func TestDetachSparesAnotherEndpointInTheNamespace(t *testing.T) {
 		if d := h.check(r.Key, c); len(d) > 0 {
 			t.Fatalf("detaching %v took another's interface: %v", k, d)
 		}
+	}
+}
+
+// TestDirectoryWithOtherFiles: after a reboot only what is ours in the directory is void.
+func TestDirectoryWithOtherFiles(t *testing.T) {
+	h := newHost(t)
+	h.must(h.attach(h.spec("c1", newNS(t))))
+	if err := os.Mkdir(filepath.Join(h.dir.Path(), "database"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string]string{".boot": "another\n", "lease.json": "{}", ".profile": "", "database/file": ""} {
+		if err := os.WriteFile(filepath.Join(h.dir.Path(), name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.must(h.attach(h.spec("c2", newNS(t))))
+	for _, name := range []string{"lease.json", ".profile", "database/file"} {
+		if _, err := os.Stat(filepath.Join(h.dir.Path(), name)); err != nil {
+			t.Error(err)
+		}
+	}
+	if f := h.files(); len(f) != 3 {
+		t.Errorf("files %v, want c2's record and two foreign ones", f)
 	}
 }
 
