@@ -118,7 +118,7 @@ func run(more func(Record) error, r Record) error {
 	return more(r)
 }
 
-// errStale marks a record that nothing in the kernel belongs to any more.
+// errStale marks a record that is of no use any more.
 var errStale = errors.New("stale")
 
 // resume decides what an ADD of a known endpoint means: whole tells that nothing is to be done, an error that it cannot be,
@@ -146,9 +146,12 @@ func (d *Dir) resume(host *kernel.Conn, h *hold, s Spec, id kernel.NSID) (whole 
 		if !slices.ContainsFunc(diffs, Difference.severs) {
 			return true, nil
 		}
-		if err := unwire(host, r.Device); err != nil {
-			return false, err
-		}
+	}
+	if !s.Subnet.Contains(r.Address()) {
+		return false, errStale // the host has another subnet now, and another host may have this one
+	}
+	if live {
+		return false, unwire(host, r.Device)
 	}
 	return false, nil
 }

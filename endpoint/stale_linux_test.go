@@ -2,11 +2,13 @@ package endpoint_test
 
 import (
 	"context"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"code.cloudfoundry.org/silk/endpoint"
+	"code.cloudfoundry.org/silk/internal/kernel"
 )
 
 // TestDetachSparesAnotherEndpointInTheNamespace: a runtime may name a namespace that has another container's interface by now,
@@ -52,6 +54,35 @@ func TestDirectoryWithOtherFiles(t *testing.T) {
 	}
 	if f := h.files(); len(f) != 3 {
 		t.Errorf("files %v, want c2's record and two foreign ones", f)
+	}
+}
+
+// TestDeadAttachmentTakesTheSubnetOfNow: what has to be made again is made in the subnet that the host has now.
+func TestDeadAttachmentTakesTheSubnetOfNow(t *testing.T) {
+	for name, cut := range map[string]func(endpoint.Record, *host, *kernel.NS){
+		"device gone": func(r endpoint.Record, h *host, _ *kernel.NS) { ip(t, h.ns, "link", "del", r.Device) },
+		"route gone":  func(_ endpoint.Record, _ *host, c *kernel.NS) { ip(t, c, "route", "del", "default") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, c := newHost(t), newNS(t)
+			old := h.must(h.attach(h.spec("c1", c)))
+			s := h.spec("c1", c)
+			s.Subnet = netip.MustParsePrefix("10.255.40.0/24")
+			if r := h.must(h.attach(s)); r.Address() != old.Address() {
+				t.Errorf("an attachment that works moved from %v to %v", old.Address(), r.Address())
+			}
+			cut(old, &h, c)
+			r := h.must(h.attach(s))
+			if !s.Subnet.Contains(r.Address()) {
+				t.Errorf("made again with %v, want an address of %v", r.Address(), s.Subnet)
+			}
+			if d := h.check(r.Key, c); len(d) > 0 {
+				t.Error(d)
+			}
+			if list := h.containers(); len(list) != 1 {
+				t.Errorf("devices %v", list)
+			}
+		})
 	}
 }
 
