@@ -133,8 +133,12 @@ func disableIPv6(device string) error {
 	return nil
 }
 
-// unwire removes both ends of a device. One that does not exist is no error.
+// unwire removes both ends of a device. One that does not exist is no error, and one that is no veth was not made here.
 func unwire(host *kernel.Conn, device string) error {
+	l, err := observeLink(host, device)
+	if err != nil || l.index == 0 || l.kind != "veth" {
+		return err
+	}
 	refused, err := host.Do(planRemoval(device))
 	if err == nil && len(refused) > 0 && !errors.Is(refused[0], unix.ENODEV) {
 		err = refused[0]

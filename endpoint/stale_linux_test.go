@@ -86,3 +86,18 @@ func TestDeadAttachmentTakesTheSubnetOfNow(t *testing.T) {
 	}
 }
 
+// TestDetachSparesForeignDevices: the name of a device alone does not make it ours.
+func TestDetachSparesForeignDevices(t *testing.T) {
+	h, c := newHost(t), newNS(t)
+	r := h.must(h.attach(h.spec("c1", c)))
+	ip(t, h.ns, "link", "del", r.Device)
+	ip(t, h.ns, "link", "add", r.Device, "type", "bridge")
+	if err := h.detach(r.Key, nil); err != nil {
+		t.Error(err)
+	}
+	ip(t, h.ns, "link", "show", r.Device)
+	if f := h.files(); len(f) > 0 {
+		t.Errorf("left %v", f)
+	}
+}
+
