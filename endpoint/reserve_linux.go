@@ -40,9 +40,12 @@ func (d *Dir) forget(h *hold) error {
 
 // hold takes the lock on e's record; nil when the record went away meanwhile.
 func (d *Dir) hold(ctx context.Context, e entry) (*hold, error) {
-	f, err := kernel.OpenFile(filepath.Join(d.path, e.file), os.O_RDWR, 0)
-	if errors.Is(err, fs.ErrNotExist) {
+	f, err := kernel.OpenFile(filepath.Join(d.path, e.file), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
+	case errors.Is(err, unix.ELOOP): // we make no links, and one that leads nowhere would never go away
+		return nil, os.Remove(filepath.Join(d.path, e.file))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock endpoint %v: %w", e.key, err)
@@ -52,7 +55,7 @@ func (d *Dir) hold(ctx context.Context, e entry) (*hold, error) {
 		return nil, fmt.Errorf("lock endpoint %v: %w", e.key, err)
 	}
 	ours, err1 := f.Stat()
-	now, err2 := os.Stat(filepath.Join(d.path, e.file))
+	now, err2 := os.Lstat(filepath.Join(d.path, e.file))
 	if err1 != nil || err2 != nil || !os.SameFile(ours, now) {
 		f.Close()
 		if err1 == nil && (err2 == nil || errors.Is(err2, fs.ErrNotExist)) {

@@ -2,9 +2,11 @@ package endpoint_test
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"code.cloudfoundry.org/silk/endpoint"
@@ -101,3 +103,33 @@ func TestDetachSparesForeignDevices(t *testing.T) {
 	}
 }
 
+// TestOddRecordFiles: whatever lies there under a record's name, it is detached and its address is free again.
+func TestOddRecordFiles(t *testing.T) {
+	for name, spoil := range map[string]func(path string) error{
+		"directory": func(p string) error { return errors.Join(os.Remove(p), os.Mkdir(p, 0o700)) },
+		"dangling":  func(p string) error { return errors.Join(os.Remove(p), os.Symlink("/nowhere", p)) },
+		"huge":      func(p string) error { return os.Truncate(p, 1<<33) },
+		"no mode":   func(p string) error { return os.Chmod(p, 0) },
+		"many addresses": func(p string) error {
+			return os.Rename(p, p+"+fd00::1")
+		},
+		"IPv6": func(p string) error { return os.Rename(p, p[:strings.LastIndex(p, "@")]+"@fd00::1") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, c := newHost(t), newNS(t)
+			h.must(h.attach(h.spec("c1", c)))
+			if err := spoil(filepath.Join(h.dir.Path(), h.files()[0])); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := h.dir.List(); err != nil {
+				t.Error(err)
+			}
+			if err := h.detach(key("c1"), c); err != nil {
+				t.Error(err)
+			}
+			if f := h.files(); len(f) > 0 {
+				t.Errorf("left %v", f)
+			}
+		})
+	}
+}
