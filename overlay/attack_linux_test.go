@@ -138,3 +138,33 @@ func TestFragmentsCannotInjectVXLAN(t *testing.T) {
 		t.Errorf("%d packets were injected", n)
 	}
 }
+
+// TestContainersCannotClaimAnothersSource sends packets with the address of another container, on a host whose administrator
+// set the reverse path filter of all devices to loose.
+func TestContainersCannotClaimAnothersSource(t *testing.T) {
+	home := segment(t, 1)[0]
+	home.set(member(1, 1))
+	home.sh(`sysctl -qw net.ipv4.conf.all.rp_filter=2
+		nft add table inet t; nft 'add chain inet t after { type filter hook prerouting priority -200; }'; nft add rule inet t after udp dport 9 counter comment after`)
+	containers := make([]*host, 2)
+	for i := range containers {
+		c := &host{t: t, ns: newNS(t)}
+		containers[i] = c
+		device, a := fmt.Sprintf("s-01025500100%d", 7+i), fmt.Sprintf("10.255.1.%d", 7+i)
+		home.sh(fmt.Sprintf(`ip link add %s type veth peer name c0; ip link set %s up; ip addr add 169.254.0.1 peer %s/32 dev %s
+			sysctl -qw net.ipv4.conf.%s.rp_filter=1; ip link set c0 netns /proc/%d/fd/%d`, device, device, a, device, device, pid(), c.ns.FD()))
+		c.sh(fmt.Sprintf("ip link set lo up; ip link set c0 up; ip addr add %s peer 169.254.0.1/32 dev c0; ip route add default via 169.254.0.1", a))
+	}
+	containers[0].sh("ip addr add 10.255.1.8/32 dev lo")
+	containers[0].send("10.255.1.8:0", "169.254.0.1:9", []byte("x"))
+	containers[0].send("10.255.1.7:0", "169.254.0.1:9", []byte("x")) // what came before it has arrived when this has
+	eventually(t, 3*time.Second, func() string {
+		if n := home.count("t", `"after"`); n == 0 {
+			return "the container's own source was not let through"
+		}
+		return ""
+	})
+	if n := home.count("t", `"after"`); n != 1 {
+		t.Error("a packet with another container's source was let through")
+	}
+}

@@ -12,6 +12,9 @@ import (
 //   - Whatever a container sends to the VXLAN port is dropped, wherever it goes: to this host it would be taken for a
 //     peer's, and to another host it would arrive from this host's address, a known peer's, with any tag it likes.
 //     Containers that talk to each other have 65534 other ports.
+//   - What a container sends must have a source that is routed back to it. Its device's rp_filter says so too, but the kernel takes
+//     the larger of that and conf.all.rp_filter, and several distributions set the latter to 2, which lets a container
+//     pass for any other. (fib in a table of family inet: Linux 4.10.)
 //   - The VXLAN port hears only the underlay addresses of known peers.
 //   - A source in the overlay comes out of the VTEP or from a container. A packet with one that comes in by any other device is
 //     dropped, or whoever may not send VXLAN could do without it: the host forwards, and a reply would find its way.
@@ -73,6 +76,8 @@ func guardRules(c Config, lower string) []ruleChain {
 		newRule(iifname(containerDevices+"*"), dport(c.Port), counter(), drop()),
 	}}
 	pre.rules = append(pre.rules,
+		// iifname "s-*" fib saddr . iif oif missing counter drop
+		newRule(iifname(containerDevices+"*"), sourceElsewhere(), counter(), drop()),
 		// iifname "s-*" accept
 		newRule(iifname(containerDevices+"*"), accept()),
 		// iifname != "lo" ip saddr 10.255.0.0/16 counter drop

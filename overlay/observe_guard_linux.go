@@ -260,6 +260,8 @@ func parseExpr(b []byte) (expr.Any, bool) {
 				e = &expr.Payload{}
 			case "bitwise":
 				e = &expr.Bitwise{}
+			case "fib":
+				e = &expr.Fib{}
 			case "lookup":
 				e = &expr.Lookup{}
 			case "counter":

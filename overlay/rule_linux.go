@@ -114,6 +114,14 @@ func dport(port uint16) rule {
 	}}
 }
 
+// sourceElsewhere matches packets whose source is not routed by the device that they came in by.
+func sourceElsewhere() rule {
+	return rule{"fib saddr . iif oif missing", []expr.Any{
+		&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, FlagPRESENT: true, ResultOIF: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},
+	}}
+}
+
 // keepMark clears all bits of the packet's mark but those in keep.
 func keepMark(keep uint32) rule {
 	return rule{fmt.Sprintf("meta mark set meta mark & 0x%08x", keep), []expr.Any{
