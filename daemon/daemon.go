@@ -26,6 +26,7 @@ import (
 	"code.cloudfoundry.org/silk/internal/service"
 	"code.cloudfoundry.org/silk/lease"
 	"code.cloudfoundry.org/silk/lease/leasehttp"
+	"code.cloudfoundry.org/silk/nat"
 	"code.cloudfoundry.org/silk/overlay"
 )
 
@@ -66,7 +67,8 @@ func Run(ctx context.Context, cfg Config, level *slog.LevelVar, log *slog.Logger
 	return service.Run(ctx, log,
 		service.Task{Name: "state", Run: d.saving},
 		service.Task{Name: "convergence", Run: d.convergence.Run},
-		service.Task{Name: "kernel-watch", Run: d.watchKernel},
+		service.Task{Name: "kernel-watch", Run: d.watching(d.fabric.Watch)},
+		service.Task{Name: "nat-watch", Run: d.watching(func(ctx context.Context, changed func()) error { return nat.Watch(ctx, nil, changed) })},
 		service.Task{Name: "lease-watch", Run: d.hearing},
 		service.Task{Name: "renewal", Run: d.renewing},
 		service.Task{Name: "drain", Run: d.draining},
@@ -261,17 +263,19 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // spread returns a random part of d, so that hosts which start together do not stay together.
 func spread(d time.Duration) time.Duration { return rand.N(d + 1) }
 
-// watchKernel wakes the convergence whenever somebody changes what it looks after.
-func (d *daemon) watchKernel(ctx context.Context) error {
-	for failures := 1; ctx.Err() == nil; failures++ {
-		err := d.fabric.Watch(ctx, d.convergence.Kick)
-		if ctx.Err() != nil {
-			break
+// watching returns a task that wakes the convergence whenever watch tells that somebody changed what it looks after.
+func (d *daemon) watching(watch func(context.Context, func()) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		for failures := 1; ctx.Err() == nil; failures++ {
+			err := watch(ctx, d.convergence.Kick)
+			if ctx.Err() != nil {
+				break
+			}
+			pause := reconcile.Backoff(time.Second, time.Minute, failures)
+			d.log.Error("watch on the kernel ended", "error", err, "retry_in", pause)
+			d.convergence.Kick()
+			sleep(ctx, pause)
 		}
-		pause := reconcile.Backoff(time.Second, time.Minute, failures)
-		d.log.Error("watch on the kernel ended", "error", err, "retry_in", pause)
-		d.convergence.Kick()
-		sleep(ctx, pause)
+		return nil
 	}
-	return nil
 }

@@ -79,11 +79,16 @@ func TestDaemonRepairsWithinASecond(t *testing.T) {
 	}
 	before := sortedLines(h.rules()) // the order of chains is that of their making
 	for name, spoil := range map[string]func() error{
-		"rules flushed":     func() error { h.command("nft", "flush", "ruleset"); return nil },
-		"guard deleted":     func() error { h.command("nft", "flush", "chain", "inet", "silk", "overlay-input"); return nil },
-		"route deleted":     func() error { r := path(); return h.nl.RouteDel(&r) },
-		"route replaced":    func() error { r := path(); r.Gw = subnet.Addr().Next().AsSlice(); return h.nl.RouteReplace(&r) },
-		"neighbour deleted": func() error { return h.nl.NeighDel(neigh(netlink.FAMILY_V4, peer.Addr().String())) },
+		"rules flushed": func() error { h.command("nft", "flush", "ruleset"); return nil },
+		"guard deleted": func() error { h.command("nft", "flush", "chain", "inet", "silk", "overlay-input"); return nil },
+		"translation deleted": func() error {
+			h.command("nft", "flush chain inet silk nat-postrouting; delete chain inet silk nat-postrouting")
+			return nil
+		},
+		"translation changed": func() error { h.command("nft", "flush set inet silk nat-local"); return nil },
+		"route deleted":       func() error { r := path(); return h.nl.RouteDel(&r) },
+		"route replaced":      func() error { r := path(); r.Gw = subnet.Addr().Next().AsSlice(); return h.nl.RouteReplace(&r) },
+		"neighbour deleted":   func() error { return h.nl.NeighDel(neigh(netlink.FAMILY_V4, peer.Addr().String())) },
 		"neighbour changed": func() error {
 			n := neigh(netlink.FAMILY_V4, peer.Addr().String())
 			n.HardwareAddr = net.HardwareAddr{2, 0, 0, 0, 0, 9}

@@ -229,6 +229,43 @@ func TestManySetAtOnce(t *testing.T) {
 	}
 }
 
+// TestWatch: whoever changes what is ours is heard, and nobody else.
+func TestWatch(t *testing.T) {
+	ns := newNS(t)
+	set(t, ns, config(prefixes("10.255.30.0/24"), nil))
+	ctx, cancel := context.WithCancel(context.Background())
+	heard, done := make(chan struct{}, 100), make(chan error, 1)
+	go func() { done <- nat.Watch(ctx, ns, func() { heard <- struct{}{} }) }()
+	wait := func(what string) {
+		t.Helper()
+		select {
+		case <-heard:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s was not heard", what)
+		}
+	}
+	wait("the beginning")
+	for _, command := range []string{
+		"flush chain inet silk nat-postrouting", "delete chain inet silk nat-postrouting",
+		"flush set inet silk nat-local", "delete set inet silk nat-local", "delete table inet silk",
+	} {
+		nft(t, ns, command)
+		wait(command)
+	}
+	nft(t, ns, "add table inet silk; add chain inet silk foreign; add rule inet silk foreign accept")
+	wait("the table")
+	nft(t, ns, "add table ip silk; add chain ip silk nat-postrouting; add rule inet silk foreign drop; add set inet silk other { type ipv4_addr; }")
+	set(t, ns, config(prefixes("10.255.30.0/24"), nil))
+	wait("Set")
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if n := len(heard); n > 0 {
+		t.Errorf("woken %d times by what is not ours", n)
+	}
+}
+
 func TestConfigIsJudged(t *testing.T) {
 	ns := newNS(t)
 	for _, c := range []nat.Config{
