@@ -56,6 +56,7 @@ func (c *call) add(ctx context.Context) error {
 			return err
 		}
 		if err := c.storePut(ctx, r); err != nil {
+			c.leaveStore(ctx, r) // it may be in all the same
 			return failed("write container metadata", err)
 		}
 		return nil

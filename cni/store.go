@@ -8,9 +8,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/internal/kernel"
@@ -49,22 +52,38 @@ func (c *call) storePut(ctx context.Context, r endpoint.Record) error {
 	})
 }
 
-// storeDelete removes the endpoint, by the handles it may have and by its address.
+// storeDelete removes the endpoint, by the handles it may have and by its address. What has such a handle and the address of
+// another endpoint stays: a handle is a namespace's, which may have two interfaces, or be another container's by now.
 func (c *call) storeDelete(ctx context.Context, r endpoint.Record) error {
 	handles := []string{storeKey(r.Path, r.Container), storeKey(c.netns, r.Container)}
 	return c.storeUpdate(ctx, func(entries map[string]json.RawMessage) bool {
 		n := len(entries)
-		for _, h := range handles {
-			delete(entries, h)
-		}
 		for h, v := range entries {
 			var e storeEntry
-			if r.Address().IsValid() && json.Unmarshal(v, &e) == nil && e.IP == r.Address().String() {
+			readable := json.Unmarshal(v, &e) == nil
+			switch {
+			case readable && r.Address().IsValid() && e.IP == r.Address().String():
+				delete(entries, h)
+			case slices.Contains(handles, h) && !(readable && c.recorded(e.IP)):
 				delete(entries, h)
 			}
 		}
 		return len(entries) != n
 	})
+}
+
+// recorded reports whether an endpoint has the address.
+func (c *call) recorded(ip string) bool {
+	a, err := netip.ParseAddr(ip)
+	if err != nil {
+		return false
+	}
+	dir, err := endpoint.Open(c.cfg.EndpointDir)
+	if err != nil {
+		return false
+	}
+	has, err := dir.Has(a)
+	return has && err == nil
 }
 
 // storeHas reports whether the endpoint is in the store.
@@ -172,19 +191,17 @@ func lockStore(ctx context.Context, path string) (*os.File, error) {
 
 // mendStore keeps the store that could not be understood and returns what the endpoint records say should be in it.
 func (c *call) mendStore(path string, cause error) (map[string]json.RawMessage, error) {
-	kept, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".broken-*")
+	// A second name needs no room, and the file that replaces it gets the first. The inode's number keeps attempts that fail
+	// from leaving one each.
+	st, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("keep broken store (%w): %w", cause, err)
 	}
-	kept.Close()
-	b, err := os.ReadFile(path)
-	if err == nil {
-		err = os.WriteFile(kept.Name(), b, 0o600)
-	}
-	if err != nil {
+	kept := fmt.Sprintf("%s.broken-%d", path, st.Sys().(*syscall.Stat_t).Ino)
+	if err := os.Link(path, kept); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("keep broken store (%w): %w", cause, err)
 	}
-	c.warn("store %s was broken (%v): it is kept as %s and made again from the endpoint records", path, cause, kept.Name())
+	c.warn("store %s was broken (%v): it is kept as %s and made again from the endpoint records", path, cause, kept)
 	entries := map[string]json.RawMessage{}
 	dir, err := endpoint.Open(c.cfg.EndpointDir)
 	if err != nil {

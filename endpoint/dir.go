@@ -99,6 +99,12 @@ func (d *Dir) Lookup(k Key) (Record, error) {
 	return d.read(e)
 }
 
+// Has reports whether an endpoint has the address.
+func (d *Dir) Has(a netip.Addr) (bool, error) {
+	names, err := d.entries()
+	return slices.ContainsFunc(names, func(e entry) bool { return slices.Contains(e.addresses, a) }), err
+}
+
 // find returns the entry of k.
 func (d *Dir) find(k Key) (entry, bool, error) {
 	names, err := d.entries()
