@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"code.cloudfoundry.org/silk/internal/kernel"
 )
@@ -177,6 +178,9 @@ func (c *call) dispatch(ctx context.Context) error {
 		return &failure{code: codeIO, msg: "read network configuration from stdin", err: err}
 	}
 	if c.cfg, err = decode(c.input, !cmd.config); err != nil {
+		if c.command == "STATUS" && c.cfg.CNIVersion != "" {
+			return unavailable("unusable network configuration", err)
+		}
 		return err
 	}
 	if !slices.Contains(supported, c.cfg.CNIVersion) {
@@ -268,6 +272,8 @@ func badInterface(s string) string {
 		return "is too long"
 	case s == "." || s == "..":
 		return "is . or .."
+	case !utf8.ValidString(s) || strings.Contains(s, "%"): // the kernel would make another name of a %
+		return "is no plain text"
 	case strings.ContainsAny(s, "/:") || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f || r == 0x85 || r == 0xa0 }):
 		return "contains / or : or whitespace characters"
 	}

@@ -50,7 +50,7 @@ func decode(input []byte, lenient bool) (config, error) {
 	var c config
 	if err := json.Unmarshal(input, &c); err != nil {
 		if _, typed := errors.AsType[*json.UnmarshalTypeError](err); !typed || !lenient {
-			return config{}, &failure{code: codeDecode, msg: "error unmarshall network config", err: err}
+			return config{CNIVersion: c.CNIVersion}, &failure{code: codeDecode, msg: "error unmarshall network config", err: err}
 		}
 	}
 	if c.CNIVersion == "" {

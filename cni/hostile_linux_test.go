@@ -125,6 +125,37 @@ func TestFailedAddLeavesTheStore(t *testing.T) {
 	}
 }
 
+// TestHostileSubnets: whatever the daemon says, containers get no address that means something else.
+func TestHostileSubnets(t *testing.T) {
+	for _, subnet := range []string{"0.0.0.0/0", "0.0.0.0/8", "127.0.0.0/24", "169.254.0.0/24", "224.0.0.0/24", "255.255.255.0/24", "10.0.0.0/7"} {
+		t.Run(strings.ReplaceAll(subnet, "/", "-"), func(t *testing.T) {
+			h := newHost(t)
+			h.reply = func() string { return fmt.Sprintf(`{"overlay_subnet":%q,"mtu":1450}`, subnet) }
+			c := h.container("c1")
+			if code, text := h.run("ADD", h.config(), c.env()).failure(t); code != 11 || !strings.Contains(text, subnet) {
+				t.Errorf("code %d %s", code, text)
+			}
+			file := filepath.Join(h.dir, "subnet.env")
+			write(t, file, "FLANNEL_SUBNET="+subnet+"\nFLANNEL_MTU=1450\n")
+			if code, text := h.run("ADD", h.config("subnetFile", file), c.env()).failure(t); code != 11 || !strings.Contains(text, subnet) {
+				t.Errorf("code %d %s", code, text)
+			}
+		})
+	}
+}
+
+// TestInterfaceNamesThatAreNoText: a record could not hold them.
+func TestInterfaceNamesThatAreNoText(t *testing.T) {
+	h := newHost(t)
+	c := h.container("c1")
+	for _, name := range []string{"\xff\xfe", "eth%d", "a\x01"} {
+		if code, text := h.run("ADD", h.config(), c.env("CNI_IFNAME", name)).failure(t); code != 4 {
+			t.Errorf("%q: code %d %s", name, code, text)
+		}
+	}
+	h.clean()
+}
+
 // TestBootIDThatCannotBeRead: not knowing the boot is no reason to take the records for an earlier one's.
 func TestBootIDThatCannotBeRead(t *testing.T) {
 	h := newHost(t)
@@ -145,3 +176,12 @@ func TestBootIDThatCannotBeRead(t *testing.T) {
 	}
 }
 
+// TestStatusOfABadConfiguration: an ADD could not succeed, and STATUS says so with its own code.
+func TestStatusOfABadConfiguration(t *testing.T) {
+	h := newHost(t)
+	for _, cfg := range []string{h.config("mtu", "many"), h.config("name", ""), h.config("name", "a/b"), h.config("policy", "perhaps")} {
+		if code, text := h.run("STATUS", cfg, nil).failure(t); code != 50 {
+			t.Errorf("code %d %s", code, text)
+		}
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -118,7 +119,7 @@ func parseNetwork(body []byte) (network, error) {
 		return n, nil // it may tell nothing else
 	}
 	var err error
-	if n.subnet, err = parseSubnet(a.Subnet); err != nil {
+	if n.subnet, err = parseHostSubnet(a.Subnet); err != nil {
 		return network{}, err
 	}
 	if a.Overlay != "" {
@@ -145,6 +146,24 @@ func parseSubnet(s string) (netip.Prefix, error) {
 		return netip.Prefix{}, fault.Invalidf("subnet %q: expected an IPv4 network such as 10.255.30.0/24", s)
 	}
 	return p.Masked(), nil
+}
+
+// notForHosts are ranges that no container can have an address of.
+var notForHosts = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("169.254.0.0/16"),
+	netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("255.255.255.255/32"),
+}
+
+// parseHostSubnet reads the subnet that containers get their addresses from.
+func parseHostSubnet(s string) (netip.Prefix, error) {
+	p, err := parseSubnet(s)
+	if err != nil {
+		return p, err
+	}
+	if p.Bits() < 8 || slices.ContainsFunc(notForHosts, p.Overlaps) {
+		return netip.Prefix{}, fault.Invalidf("subnet %v cannot be one host's: expected a network such as 10.255.30.0/24", p)
+	}
+	return p, nil
 }
 
 // readSubnetFile reads a file of shell variables as flannel writes it: FLANNEL_SUBNET and FLANNEL_MTU, and FLANNEL_NETWORK if
@@ -177,7 +196,7 @@ func parseSubnetFile(text string) (network, error) {
 		value = strings.Trim(value, `"'`)
 		switch key {
 		case "FLANNEL_SUBNET":
-			n.subnet, err = parseSubnet(value)
+			n.subnet, err = parseHostSubnet(value)
 		case "FLANNEL_NETWORK":
 			n.overlay, err = parseSubnet(value)
 		case "FLANNEL_MTU":
