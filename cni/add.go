@@ -38,20 +38,49 @@ func (c *call) add(ctx context.Context) error {
 	if err != nil {
 		return failed("set up address translation", err)
 	}
+	r, err := c.attach(ctx, dir, spec, asked, translated)
+	for range askAgain {
+		if !errors.Is(err, endpoint.ErrLate) {
+			break
+		}
+		r, err = c.attach(ctx, dir, spec, c.inquire(), translated)
+	}
+	if err != nil {
+		return failed("attach container", err)
+	}
+	c.pokeAgent()
+	if err := c.print(resultOf(c.cfg.CNIVersion, r, c.netns)); err != nil {
+		return errors.Join(err, c.detach(ctx, dir, r.Key, nil))
+	}
+	return nil
+}
+
+// fresh is how long the daemon's word counts, from when it was asked: until then it gives nobody else's subnet to new containers.
+// (After a lost lease it waits for 5 s before it looks for the last container and takes another subnet.)
+const fresh = 3 * time.Second
+
+// askAgain bounds how often it is asked anew in one ADD.
+const askAgain = 8
+
+// attach wires the container as the host says that it has to be. endpoint.ErrLate: it has to be asked again.
+func (c *call) attach(ctx context.Context, dir *endpoint.Dir, spec endpoint.Spec, asked *inquiry, translated bool) (endpoint.Record, error) {
 	n, err := c.discover(asked)
 	if err != nil {
-		return failed("discover network info", err)
+		return endpoint.Record{}, failed("discover network info", err)
 	}
 	if err := c.admit(n); err != nil {
-		return err
+		return endpoint.Record{}, err
 	}
 	spec.Subnet, spec.MTU = n.subnet, n.mtu
+	if asked != nil {
+		spec.Until = asked.at.Add(fresh)
+	}
 	if !translated || !n.ours() { // our daemon keeps right what is there
 		if err := c.translate(ctx, n); err != nil {
-			return failed("set up address translation", err)
+			return endpoint.Record{}, failed("set up address translation", err)
 		}
 	}
-	r, err := dir.Attach(ctx, spec, func(r endpoint.Record) error {
+	return dir.Attach(ctx, spec, func(r endpoint.Record) error {
 		if err := c.policyReady(); err != nil { // somebody may have removed the table since
 			return err
 		}
@@ -61,14 +90,6 @@ func (c *call) add(ctx context.Context) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return failed("attach container", err)
-	}
-	c.pokeAgent()
-	if err := c.print(resultOf(c.cfg.CNIVersion, r, c.netns)); err != nil {
-		return errors.Join(err, c.detach(ctx, dir, r.Key, nil))
-	}
-	return nil
 }
 
 // spec returns what the runtime wants, without what the host decides.

@@ -39,6 +39,7 @@ const daemonTimeout = 5 * time.Second
 type inquiry struct {
 	*question
 	to  netip.AddrPort
+	at  time.Time // when it was asked
 	err error
 }
 
@@ -48,7 +49,7 @@ func (c *call) inquire() *inquiry {
 	if c.cfg.SubnetFile != "" {
 		return nil
 	}
-	i := &inquiry{to: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(c.cfg.DaemonPort))}
+	i := &inquiry{at: time.Now(), to: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(c.cfg.DaemonPort))}
 	i.question, i.err = ask(i.to, "/v1/network", daemonTimeout)
 	return i
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
@@ -21,6 +22,7 @@ type Spec struct {
 	Namespace *kernel.NS      // the same, open
 	Subnet    netip.Prefix    // this host's, to take the address from
 	Requested netip.Addr      // the address to have, zero for any
+	Until     time.Time       // when Subnet has to be asked for again, zero for never
 	MTU       int             // bytes, 68 to 65535
 	Group     string          // policy group
 	Metadata  json.RawMessage // a JSON object or nothing
@@ -31,7 +33,7 @@ type Spec struct {
 // attachment exists and s asks for nothing else, Attach makes whole what is missing of it. Then it calls more, which
 // may be nil, while the endpoint is still locked; if that fails, a new attachment is undone.
 //
-// fault.Exhausted: the subnet is full. Conflict: the attachment exists with another configuration, or the requested
+// ErrLate: a new attachment had to wait until Subnet was too old to take an address from. fault.Exhausted: the subnet is full. Conflict: the attachment exists with another configuration, or the requested
 // address or the interface's name is taken. Invalid: s can never be attached. After an error nothing is left of a new
 // attachment, or what could not be undone is still recorded, for Detach.
 func (d *Dir) Attach(ctx context.Context, s Spec, more func(Record) error) (Record, error) {
@@ -60,6 +62,9 @@ func (d *Dir) Attach(ctx context.Context, s Spec, more func(Record) error) (Reco
 		}
 	}
 }
+
+// ErrLate is Attach's error when the Spec's time was over before there was an address. Nothing has been done.
+var ErrLate = fault.New(fault.Unavailable, errors.New("what is known of this host's subnet is too old by now"))
 
 func (s *Spec) validate() error {
 	switch {

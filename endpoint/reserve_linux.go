@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
@@ -137,6 +138,9 @@ func (d *Dir) sweep() ([]entry, error) {
 
 // create makes a new record. The directory is locked.
 func (d *Dir) create(host *kernel.Conn, s Spec, id kernel.NSID, names []entry) (*hold, indexes, error) {
+	if !s.Until.IsZero() && time.Now().After(s.Until) {
+		return nil, indexes{}, ErrLate
+	}
 	cursor := cursorFile + strings.ReplaceAll(s.Subnet.String(), "/", "_")
 	last := d.cursor(cursor)
 	if !last.IsValid() {
