@@ -50,6 +50,7 @@ func (d *daemon) converge(ctx context.Context) error {
 	}
 	d.mu.Unlock()
 	d.noteContainers(c)
+	d.reap(time.Now())
 	d.tell(was, report, fenced)
 	if terr != nil && (was.tuneError == nil || was.tuneError.Error() != terr.Error()) {
 		d.log.Error("sysctls could not be set", "error", terr)

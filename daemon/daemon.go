@@ -108,6 +108,8 @@ type daemon struct {
 	reg     lease.Registry
 	fabric  *overlay.Fabric
 	seen    attachments
+	reaper  endpoint.Reaper // the convergence's
+	reaped  time.Time
 	sysctls *kernel.Sysctls
 	state   State
 	closers []func() error
@@ -189,6 +191,7 @@ func (d *daemon) open(ctx context.Context) error {
 		return portsFree(d.cfg)
 	}
 	d.seen.records, d.sysctls = records, records.Sysctls()
+	d.reaper = endpoint.Reaper{Dir: records, Grace: reapGrace}
 	return portsFree(d.cfg)
 }
 
