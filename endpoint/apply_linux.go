@@ -119,11 +119,11 @@ func wireContainer(r Record, index int) error {
 }
 
 // disableIPv6 keeps a device of the calling thread's namespace free of IPv6 before it has a carrier, so that it never gets
-// a link-local address. A kernel without IPv6 has nothing to disable.
+// a link-local address. A kernel without IPv6 has nothing to disable, nor has a device whose MTU is less than IPv6 allows (1280).
 func disableIPv6(device string) error {
 	err := kernel.SetSysctl("net/ipv6/conf/"+device+"/disable_ipv6", "1")
 	if errors.Is(err, fs.ErrNotExist) {
-		if _, there := os.Stat("/proc/sys/net/ipv6/conf"); there != nil {
+		if _, there := os.Stat("/proc/sys/net/ipv4/conf/" + device); there == nil {
 			return nil
 		}
 	}

@@ -157,3 +157,20 @@ func TestAttachMakesTheObjects(t *testing.T) {
 	reach(t, c, h.ns, "169.254.0.1")
 	reach(t, h.ns, c, "10.255.30.2")
 }
+
+// TestSmallMTU: below 1280 bytes a device has no IPv6 that could be disabled.
+func TestSmallMTU(t *testing.T) {
+	h := newHost(t)
+	for i, mtu := range []int{68, 1279, 1280, 65535} {
+		c := newNS(t)
+		s := h.spec(string(rune('a'+i)), c)
+		s.MTU = mtu
+		r := h.must(h.attach(s))
+		if d := h.check(r.Key, c); len(d) > 0 {
+			t.Errorf("MTU %d: %v", mtu, d)
+		}
+		if out := ip(t, c, "-6", "addr", "show", "eth0") + ip(t, h.ns, "-6", "addr", "show", r.Device); strings.Contains(out, "inet6") {
+			t.Errorf("MTU %d: %s", mtu, out)
+		}
+	}
+}
