@@ -150,7 +150,7 @@ type wish struct {
 
 func wishOf(c Config) (wish, error) {
 	w := wish{sets: map[string][]span{}, rule: ruleText(c.VTEP), vtep: c.VTEP}
-	if c.VTEP == "" || len(c.VTEP) >= unix.IFNAMSIZ || strings.ContainsAny(c.VTEP, "\"*\n") {
+	if c.VTEP == "" || len(c.VTEP) >= unix.IFNAMSIZ || strings.ContainsAny(c.VTEP, "\"*\n\x00") {
 		return w, fault.Invalidf("VXLAN device %q: expected a device name such as silk-vtep", c.VTEP)
 	}
 	for name, prefixes := range map[string][]netip.Prefix{setLocal: c.Local, setNoMasquerade: c.NoMasquerade} {

@@ -269,7 +269,7 @@ func TestWatch(t *testing.T) {
 func TestConfigIsJudged(t *testing.T) {
 	ns := newNS(t)
 	for _, c := range []nat.Config{
-		{}, {VTEP: "name-of-sixteen-"}, {VTEP: "a*"},
+		{}, {VTEP: "name-of-sixteen-"}, {VTEP: "a*"}, {VTEP: "a\x00b"},
 		config(prefixes("fd00::/64"), nil), config(nil, []netip.Prefix{{}}),
 	} {
 		if err := nat.Set(context.Background(), ns, c); !errors.Is(err, fault.Invalid) {
