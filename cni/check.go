@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/fault"
@@ -113,6 +114,9 @@ func (p *previous) compare(r endpoint.Record, diffs []endpoint.Difference) []str
 	return found
 }
 
+// accessWrite asks access(2) whether a file may be written.
+const accessWrite = 2
+
 // status says whether an ADD could succeed.
 func (c *call) status(ctx context.Context) error {
 	n, err := c.discover(c.inquire())
@@ -131,6 +135,9 @@ func (c *call) status(ctx context.Context) error {
 	dir, err := endpoint.Open(c.cfg.EndpointDir)
 	if err != nil {
 		return unavailable("open endpoint directory", err)
+	}
+	if err := syscall.Access(dir.Path(), accessWrite); err != nil {
+		return unavailable("endpoint directory cannot be written", fmt.Errorf("%s: %w", dir.Path(), err))
 	}
 	taken, size, err := dir.Usage(n.subnet)
 	if err != nil {

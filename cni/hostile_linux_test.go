@@ -185,3 +185,19 @@ func TestStatusOfABadConfiguration(t *testing.T) {
 		}
 	}
 }
+
+// TestStatusOfAReadOnlyDirectory: no address could be recorded.
+func TestStatusOfAReadOnlyDirectory(t *testing.T) {
+	h := newHost(t)
+	dir := filepath.Join(h.dir, "endpoints")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("none", dir, "tmpfs", unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	if code, text := h.run("STATUS", h.config(), nil).failure(t); code != 50 || !strings.Contains(text, "read-only") {
+		t.Errorf("code %d %s", code, text)
+	}
+}

@@ -133,10 +133,11 @@ func disableIPv6(device string) error {
 	return nil
 }
 
-// unwire removes both ends of a device. One that does not exist is no error, and one that is no veth was not made here.
+// unwire removes both ends of a device. One that does not exist is no error. One that is no veth, or has the name only as an
+// alternative one, was not made here.
 func unwire(host *kernel.Conn, device string) error {
 	l, err := observeLink(host, device)
-	if err != nil || l.index == 0 || l.kind != "veth" {
+	if err != nil || l.index == 0 || l.kind != "veth" || l.name != device {
 		return err
 	}
 	refused, err := host.Do(planRemoval(device))

@@ -97,7 +97,15 @@ func TestDetachSparesForeignDevices(t *testing.T) {
 	if err := h.detach(r.Key, nil); err != nil {
 		t.Error(err)
 	}
-	ip(t, h.ns, "link", "show", r.Device)
+	ip(t, h.ns, "link", "del", r.Device, "type", "bridge")
+	r = h.must(h.attach(h.spec("c1", c)))
+	ip(t, h.ns, "link", "del", r.Device)
+	ip(t, h.ns, "link", "add", "uplink", "type", "veth", "peer", "name", "other")
+	ip(t, h.ns, "link", "property", "add", "dev", "uplink", "altname", r.Device)
+	if err := h.detach(r.Key, nil); err != nil {
+		t.Error(err)
+	}
+	ip(t, h.ns, "link", "show", "uplink")
 	if f := h.files(); len(f) > 0 {
 		t.Errorf("left %v", f)
 	}
