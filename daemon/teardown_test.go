@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"net/http"
@@ -58,6 +59,12 @@ func TestTeardownLeavesTheHostAsItWas(t *testing.T) {
 	w := newWorld(t)
 	w.controller("a.db")
 	h := w.host(10)
+	eventually(t, 10*time.Second, "carrier on the underlay", func() error { // the kernel looks at carriers once a second
+		if strings.Contains(h.dump(), "NO-CARRIER") {
+			return errors.New("none yet")
+		}
+		return nil
+	})
 	before := h.dump()
 	h.start()
 	n := h.ready()
