@@ -132,7 +132,7 @@ func (c *call) policyReady() error {
 	}
 	there, err := kernel.HasTable(nil, policyTable)
 	if err == nil && !there {
-		err = fmt.Errorf("nft table inet %s is absent", policyTable)
+		err = fmt.Errorf("nft table inet %s is absent, empty or dormant", policyTable)
 	}
 	if err != nil {
 		return &failure{code: codeTryAgain, msg: "policy is required and not in force", err: err, hint: "start vxlan-policy-agent, or set policy to none"}

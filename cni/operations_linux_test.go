@@ -159,9 +159,21 @@ func TestPolicyRequired(t *testing.T) {
 		}
 	}
 	h.clean()
-	if err := h.ns.Do(func() error { return exec.Command("nft", "add", "table", "inet", "silk-policy").Run() }); err != nil {
-		t.Fatal(err)
+	nft := func(command string) {
+		t.Helper()
+		if err := h.ns.Do(func() error { return exec.Command("nft", command).Run() }); err != nil {
+			t.Fatal(err)
+		}
 	}
+	for _, made := range []string{"add table inet silk-policy", "add table inet silk-policy { flags dormant; }; add chain inet silk-policy base"} {
+		nft(made) // neither keeps anything from anybody
+		if code, text := h.run("ADD", h.config("policy", "required"), c.env()).failure(t); code != 11 {
+			t.Errorf("%s: code %d %q", made, code, text)
+		}
+		nft("delete table inet silk-policy")
+	}
+	h.clean()
+	nft("add table inet silk-policy; add chain inet silk-policy base")
 	for _, more := range required {
 		h.add(c, more...)
 		h.del(c)
@@ -181,7 +193,9 @@ func TestPolicyRequired(t *testing.T) {
 func TestPolicyAgentIsTold(t *testing.T) {
 	h := newHost(t)
 	c := h.container("c1")
-	if err := h.ns.Do(func() error { return exec.Command("nft", "add", "table", "inet", "silk-policy").Run() }); err != nil {
+	if err := h.ns.Do(func() error {
+		return exec.Command("nft", "add table inet silk-policy; add chain inet silk-policy base").Run()
+	}); err != nil {
 		t.Fatal(err)
 	}
 	// The daemon's endpoint stands for the agent's: it answers every path.

@@ -183,14 +183,26 @@ func TestHasTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	var b kernel.Batch
-	b.Add(kernel.NFTables(unix.NFT_MSG_NEWTABLE), unix.NLM_F_CREATE, kernel.NFGen(unix.NFPROTO_INET))
-	b.String(unix.NFTA_TABLE_NAME, "silk-policy")
-	if err := c.Transact(&b, 0); err != nil {
-		t.Fatal(err)
-	}
-	if there, err := kernel.HasTable(ns, "silk-policy"); err != nil || !there {
-		t.Errorf("%v %v, want there", there, err)
+	for _, step := range []struct {
+		message uint16
+		attr    uint16
+		value   string
+		want    bool
+	}{
+		{unix.NFT_MSG_NEWTABLE, unix.NFTA_TABLE_FLAGS, "\x00\x00\x00\x00", false}, // empty
+		{unix.NFT_MSG_NEWCHAIN, unix.NFTA_CHAIN_NAME, "base\x00", true},
+		{unix.NFT_MSG_NEWTABLE, unix.NFTA_TABLE_FLAGS, "\x00\x00\x00\x01", false}, // dormant
+	} {
+		var b kernel.Batch
+		b.Add(kernel.NFTables(step.message), unix.NLM_F_CREATE, kernel.NFGen(unix.NFPROTO_INET))
+		b.String(unix.NFTA_TABLE_NAME, "silk-policy") // as in a chain
+		b.Attr(step.attr, []byte(step.value))
+		if err := c.Transact(&b, 0); err != nil {
+			t.Fatal(err)
+		}
+		if there, err := kernel.HasTable(ns, "silk-policy"); err != nil || there != step.want {
+			t.Errorf("after %+v: %v %v", step, there, err)
+		}
 	}
 }
 

@@ -1,13 +1,15 @@
 package kernel
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
 )
 
-// HasTable reports whether ns, nil for the calling thread's namespace, has the nft table "inet name".
+// HasTable reports whether ns, nil for the calling thread's namespace, has the nft table "inet name" and the table does something: it
+// has chains or other objects, and is not dormant.
 func HasTable(ns *NS, name string) (bool, error) {
 	c, err := DialNetfilter(ns)
 	if err != nil {
@@ -27,5 +29,15 @@ func HasTable(ns *NS, name string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("look up nft table inet %s: %w", name, err)
 	}
-	return true, nil
+	used, dormant := false, false
+	for t, v := range Attrs(a[0].Body[min(4, len(a[0].Body)):]) { // after a nfgenmsg
+		switch {
+		case len(v) != 4:
+		case t == unix.NFTA_TABLE_USE:
+			used = binary.BigEndian.Uint32(v) > 0
+		case t == unix.NFTA_TABLE_FLAGS:
+			dormant = binary.BigEndian.Uint32(v)&unix.NFT_TABLE_F_DORMANT != 0
+		}
+	}
+	return used && !dormant, nil
 }
