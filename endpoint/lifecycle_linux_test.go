@@ -134,12 +134,12 @@ func (h host) check(k endpoint.Key, ns *kernel.NS) []string {
 
 // TestAttachReplacesWhatIsDead: the runtime restarted a container under its name and never sent the DEL.
 func TestAttachReplacesWhatIsDead(t *testing.T) {
-	h, c := newHost(t), newNS(t)
+	h, c, next := newHost(t), newNS(t), newNS(t) // the next one is made now, or it might get the number of the first
 	h.must(h.attach(h.spec("c1", c)))
 	c.Close() // the last reference: the devices go with the namespace
 	for len(h.containers()) > 0 {
 	}
-	r := h.must(h.attach(h.spec("c1", newNS(t))))
+	r := h.must(h.attach(h.spec("c1", next)))
 	if got := r.Address().String(); got != "10.255.30.3" {
 		t.Errorf("address %s, want the next one", got)
 	}

@@ -191,7 +191,16 @@ func observeAddrs(c *kernel.Conn, index int) ([]address4, error) {
 		list = append(list, a)
 		return nil
 	})
-	return list, err
+	return list, none(err)
+}
+
+// none passes over what the kernel answers instead of an empty list: ENODEV when the device has gone since its number was looked
+// up, ENOENT when the namespace has never had a route and so has no table for them.
+func none(err error) error {
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
 }
 
 // route is a unicast route of the main table; via is zero for one without a next hop.
@@ -229,7 +238,7 @@ func observeRoutes(c *kernel.Conn, index int) ([]route, error) {
 		}
 		return nil
 	})
-	return list, err
+	return list, none(err)
 }
 
 // neighbour is an entry of a device's neighbour table.
@@ -261,7 +270,7 @@ func observeNeighbours(c *kernel.Conn, index int) ([]neighbour, error) {
 		list = append(list, n)
 		return nil
 	})
-	return list, err
+	return list, none(err)
 }
 
 // Container is a container's device as the kernel has it, with or without a record.

@@ -2,7 +2,9 @@ package endpoint_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -139,5 +141,37 @@ func TestOddRecordFiles(t *testing.T) {
 				t.Errorf("left %v", f)
 			}
 		})
+	}
+}
+
+// TestAttachAfterHalfAnAttachment: whoever made the devices was killed before it came to the container's side, in a namespace that
+// has never had a route.
+func TestAttachAfterHalfAnAttachment(t *testing.T) {
+	h, c, fresh := newHost(t), newNS(t), newNS(t)
+	s := h.spec("c1", c)
+	r := h.must(h.attach(s))
+	ip(t, h.ns, "link", "del", r.Device)
+	id, err := fresh.ID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Namespace = id
+	b, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.spoil(string(b))
+	ip(t, fresh, "link", "add", r.Device, "address", r.HostMAC.String(), "mtu", "1450", "arp", "off", "type", "veth",
+		"peer", "eth0", "address", r.ContainerMAC.String(), "mtu", "1450", "arp", "off")
+	ip(t, fresh, "link", "set", r.Device, "netns", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), h.ns.FD()))
+	if d := h.check(s.Key, fresh); len(d) == 0 {
+		t.Error("nothing differs")
+	}
+	s.Namespace = fresh
+	if again := h.must(h.attach(s)); again.Address() != r.Address() {
+		t.Errorf("address %v, want %v again", again.Address(), r.Address())
+	}
+	if d := h.check(s.Key, fresh); len(d) > 0 {
+		t.Error(d)
 	}
 }
