@@ -17,7 +17,7 @@ import (
 func (h *host) injected(fault, command, config string, env map[string]string) *exec.Cmd {
 	h.t.Helper()
 	strace, err := exec.LookPath("strace")
-	testkit.Require(h.t, "strace", err)
+	testkit.Require(h.t, "tools", err)
 	dir, err := binary()
 	if err != nil {
 		h.t.Fatal(err)
