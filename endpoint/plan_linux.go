@@ -92,12 +92,16 @@ func planRemoval(device string) *kernel.Batch {
 	return b
 }
 
-// link appends what both ends have in common. A hardware address given at creation is not changed by udev.
+// link appends what both ends have in common. A hardware address given at creation is not changed by udev. A veth device uses one
+// queue in each direction unless somebody asks for more, but the kernel (since 5.17) makes one per processor when the request names
+// no number, only to take all but one back: that waits for an RCU grace period per end, with the routing lock held.
 func link(b *kernel.Batch, name string, mac []byte, mtu int) {
 	b.String(unix.IFLA_IFNAME, name)
 	b.Attr(unix.IFLA_ADDRESS, mac)
 	b.Uint32(unix.IFLA_MTU, uint32(mtu))
 	b.Uint32(unix.IFLA_TXQLEN, 0)
+	b.Uint32(unix.IFLA_NUM_TX_QUEUES, 1)
+	b.Uint32(unix.IFLA_NUM_RX_QUEUES, 1)
 }
 
 // strict appends the reverse path filter: what comes in must be routed back the same way.

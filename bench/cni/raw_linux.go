@@ -54,6 +54,8 @@ func rawLink(b *kernel.Batch, name string, mac []byte) {
 	b.Attr(unix.IFLA_ADDRESS, mac)
 	b.Uint32(unix.IFLA_MTU, 1450)
 	b.Uint32(unix.IFLA_TXQLEN, 0)
+	b.Uint32(unix.IFLA_NUM_TX_QUEUES, 1)
+	b.Uint32(unix.IFLA_NUM_RX_QUEUES, 1)
 }
 
 func rawStrict(b *kernel.Batch) {
