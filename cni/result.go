@@ -2,7 +2,7 @@ package cni
 
 import (
 	"code.cloudfoundry.org/silk/endpoint"
-	"code.cloudfoundry.org/silk/lease"
+	"code.cloudfoundry.org/silk/lease/mac"
 )
 
 // The result of an ADD, specification section 5. The versions differ little: before 1.0.0 an address says its family, and
@@ -15,10 +15,10 @@ type result struct {
 }
 
 type resultDevice struct {
-	Name    string    `json:"name"`
-	MAC     lease.MAC `json:"mac"`
-	MTU     int       `json:"mtu,omitempty"`
-	Sandbox string    `json:"sandbox,omitempty"`
+	Name    string   `json:"name"`
+	MAC     mac.Addr `json:"mac"`
+	MTU     int      `json:"mtu,omitempty"`
+	Sandbox string   `json:"sandbox,omitempty"`
 }
 
 type resultIP struct {

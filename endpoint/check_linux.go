@@ -8,7 +8,7 @@ import (
 	"slices"
 
 	"code.cloudfoundry.org/silk/internal/kernel"
-	"code.cloudfoundry.org/silk/lease"
+	"code.cloudfoundry.org/silk/lease/mac"
 	"golang.org/x/sys/unix"
 )
 
@@ -58,10 +58,10 @@ func (d *Dir) Check(k Key, ns *kernel.NS) (Record, []Difference, error) {
 // end is one end of an endpoint: what it should be like, and the connection to its namespace.
 type end struct {
 	name        string
-	mac         lease.MAC
+	mac         mac.Addr
 	mtu         int
 	local, peer netip.Addr
-	peerMAC     lease.MAC
+	peerMAC     mac.Addr
 }
 
 // differences compares both ends of r with the kernel.

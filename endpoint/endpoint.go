@@ -14,7 +14,7 @@ import (
 	"net/netip"
 
 	"code.cloudfoundry.org/silk/internal/kernel"
-	"code.cloudfoundry.org/silk/lease"
+	"code.cloudfoundry.org/silk/lease/mac"
 )
 
 // Gateway is the address of the host's end of every veth pair and every container's next hop. It is link-local and
@@ -46,10 +46,10 @@ type Record struct {
 	PortMaps []PortMap       `json:"port_maps,omitempty"`
 	Limits   *Limits         `json:"limits,omitempty"`
 
-	Device       string    `json:"device"` // the host's end
-	HostMAC      lease.MAC `json:"host_mac"`
-	ContainerMAC lease.MAC `json:"container_mac"`
-	MTU          int       `json:"mtu"` // bytes, of both ends when they were made
+	Device       string   `json:"device"` // the host's end
+	HostMAC      mac.Addr `json:"host_mac"`
+	ContainerMAC mac.Addr `json:"container_mac"`
+	MTU          int      `json:"mtu"` // bytes, of both ends when they were made
 }
 
 // PortMap is one port of the host that leads to the container.

@@ -4,7 +4,7 @@ import (
 	"net/netip"
 	"strings"
 
-	"code.cloudfoundry.org/silk/lease"
+	"code.cloudfoundry.org/silk/lease/mac"
 )
 
 // A record's file is called network@container@interface@address, so that one read of the directory tells which addresses
@@ -94,7 +94,7 @@ func AddressOf(device string) (a netip.Addr, ok bool) {
 }
 
 // macs returns the hardware addresses of the two ends: aa:aa and ee:ee followed by the container's address.
-func macs(a netip.Addr) (host, container lease.MAC) {
+func macs(a netip.Addr) (host, container mac.Addr) {
 	b := a.As4()
-	return lease.MAC{0xaa, 0xaa, b[0], b[1], b[2], b[3]}, lease.MAC{0xee, 0xee, b[0], b[1], b[2], b[3]}
+	return mac.Addr{0xaa, 0xaa, b[0], b[1], b[2], b[3]}, mac.Addr{0xee, 0xee, b[0], b[1], b[2], b[3]}
 }

@@ -9,7 +9,7 @@ import (
 	"slices"
 
 	"code.cloudfoundry.org/silk/internal/kernel"
-	"code.cloudfoundry.org/silk/lease"
+	"code.cloudfoundry.org/silk/lease/mac"
 	"golang.org/x/sys/unix"
 )
 
@@ -121,7 +121,7 @@ type device struct {
 	name  string
 	kind  string
 	flags uint32
-	mac   lease.MAC
+	mac   mac.Addr
 	mtu   int
 }
 
@@ -244,7 +244,7 @@ func observeRoutes(c *kernel.Conn, index int) ([]route, error) {
 // neighbour is an entry of a device's neighbour table.
 type neighbour struct {
 	addr  netip.Addr
-	mac   lease.MAC
+	mac   mac.Addr
 	state uint16
 }
 

@@ -61,7 +61,7 @@ func (l Lease) appendTo(b []byte) []byte {
 	}
 	b = append(l.Underlay.AppendTo(b), ' ')
 	b = append(l.Subnet.AppendTo(b), ' ')
-	return l.MAC.appendTo(b)
+	return l.MAC.AppendTo(b)
 }
 
 // Validate reports, as fault.Invalid, a lease that no pool could have given: an address that is missing, an
