@@ -1,3 +1,9 @@
+// The Go runtime reads a cgroup's limit of processors when it starts, and looks again while it runs: six files for a number
+// that a process of a few milliseconds has no use for.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+
 // Command silk-cni is a plugin of the Container Network Interface: a container runtime runs it to attach a container to the
 // overlay. See package cni.
 package main
