@@ -148,9 +148,20 @@ func (p *patience) Err() error {
 	return p.waited.Err()
 }
 
+// indent is what the JSON that runtimes get is indented by, level by level.
+const indent = "    "
+
 // print writes a value as the runtime expects it.
 func (c *call) print(v any) error {
-	b, err := json.MarshalIndent(v, "", "    ")
+	var b []byte
+	var err error
+	r, ok := v.(result)
+	if ok {
+		b, ok = r.plain()
+	}
+	if !ok {
+		b, err = json.MarshalIndent(v, "", indent)
+	}
 	if err == nil {
 		_, err = c.env.Stdout.Write(append(b, '\n'))
 	}
@@ -235,15 +246,9 @@ func (c *call) openNetNS() (*kernel.NS, error) {
 	if c.override {
 		return ns, nil
 	}
-	own, err := kernel.CurrentNS()
-	if err != nil {
-		ns.Close()
-		return nil, err
-	}
-	defer own.Close()
-	a, err1 := own.ID()
-	b, err2 := ns.ID()
-	if err1 != nil || err2 != nil || a == b {
+	own, err1 := kernel.CurrentID()
+	id, err2 := ns.ID()
+	if err1 != nil || err2 != nil || own == id {
 		ns.Close()
 		return nil, &failure{code: codeNetNS, msg: "plugin's netns and netns from " + envNetNS + " should not be the same", err: fmt.Errorf("%s is %s", envNetNS, c.netns)}
 	}

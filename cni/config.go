@@ -48,11 +48,20 @@ type config struct {
 // as good as absent: what undoes must work with what it can read.
 func decode(input []byte, lenient bool) (config, error) {
 	var c config
+	if c.plain(input) {
+		return c.complete()
+	}
+	c = config{}
 	if err := json.Unmarshal(input, &c); err != nil {
 		if _, typed := errors.AsType[*json.UnmarshalTypeError](err); !typed || !lenient {
 			return config{CNIVersion: c.CNIVersion}, &failure{code: codeDecode, msg: "error unmarshall network config", err: err}
 		}
 	}
+	return c.complete()
+}
+
+// complete judges what every operation needs and fills in what is not there.
+func (c config) complete() (config, error) {
 	if c.CNIVersion == "" {
 		c.CNIVersion = "0.1.0" // what the specification takes for granted
 	}

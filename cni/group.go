@@ -15,18 +15,17 @@ const maxGroup = 255
 // argument and ${config.KEY} for a text in the configuration. One that is missing is an error: a
 // container must not get into a group by leaving something out.
 func (c *call) group() (string, error) {
-	var m struct {
-		Group *string `json:"policy_group_id"`
-	}
+	var named string
 	if !isNull(c.cfg.Metadata) {
-		if err := json.Unmarshal(c.cfg.Metadata, &m); err != nil {
+		var err error
+		if named, err = groupOf(c.cfg.Metadata); err != nil {
 			return "", badGroup(fmt.Errorf("metadata.policy_group_id: expected a text: %w", err))
 		}
 	}
 	group := c.cfg.Name
 	switch {
-	case m.Group != nil && *m.Group != "":
-		group = *m.Group
+	case named != "":
+		group = named
 	case c.cfg.PolicyGroup != "":
 		var err error
 		if group, err = c.expand(c.cfg.PolicyGroup); err != nil {

@@ -102,18 +102,24 @@ func (i *inquiry) drop() {
 	}
 }
 
+// answer is what the daemon says.
+type answer struct {
+	Subnet  string `json:"overlay_subnet"`
+	Overlay string `json:"overlay_network"`
+	MTU     int    `json:"mtu"`
+	VTEP    string `json:"vtep"`
+	Status  string `json:"status"`
+	Reason  string `json:"reason"`
+}
+
 // parseNetwork reads the daemon's answer.
 func parseNetwork(body []byte) (network, error) {
-	var a struct {
-		Subnet  string `json:"overlay_subnet"`
-		Overlay string `json:"overlay_network"`
-		MTU     int    `json:"mtu"`
-		VTEP    string `json:"vtep"`
-		Status  string `json:"status"`
-		Reason  string `json:"reason"`
-	}
-	if err := json.Unmarshal(body, &a); err != nil {
-		return network{}, fault.Invalidf("answer is not what was expected: %w", err)
+	var a answer
+	if !a.plain(body) {
+		a = answer{}
+		if err := json.Unmarshal(body, &a); err != nil {
+			return network{}, fault.Invalidf("answer is not what was expected: %w", err)
+		}
 	}
 	n := network{mtu: a.MTU, vtep: a.VTEP, status: a.Status, reason: a.Reason}
 	if n.status == statusStarting || n.status == statusFenced {

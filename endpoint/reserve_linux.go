@@ -1,9 +1,7 @@
 package endpoint
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"golang.org/x/sys/unix"
 )
@@ -183,20 +180,6 @@ func (s *Spec) record(id kernel.NSID, a netip.Addr) Record {
 	return r
 }
 
-// encode returns a record as its file has it.
-func encode(r Record) ([]byte, error) {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false) // metadata stay as they are, for comparison with the next ADD's
-	if err := e.Encode(r); err != nil {
-		return nil, fmt.Errorf("encode endpoint %v: %w", r.Key, err)
-	}
-	if b.Len() > maxRecord {
-		return nil, fault.Invalidf("record of endpoint %v has %d bytes: expected at most %d", r.Key, b.Len(), maxRecord)
-	}
-	return b.Bytes(), nil
-}
-
 // forgetStrangers makes the kernel forget the connections of all addresses of the subnet that no container has. That is done when
 // the first address of a subnet is given out; from then on Detach sees to it that a free address has none. Doing it for
 // each address when it is given out would cost every ADD two walks of a table that has a lock of its own.
@@ -254,7 +237,7 @@ func (d *Dir) write(name string, r Record) (*os.File, error) {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	}
 	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(d.path, name))
+		err = unix.Rename(f.Name(), filepath.Join(d.path, name))
 	}
 	if err != nil {
 		os.Remove(f.Name())

@@ -46,7 +46,19 @@ func OpenNS(path string) (*NS, error) {
 }
 
 // CurrentNS opens the namespace of the calling thread.
-func CurrentNS() (*NS, error) { return OpenNS("/proc/thread-self/ns/net") }
+func CurrentNS() (*NS, error) { return OpenNS(ownNS) }
+
+// ownNS is the path of the calling thread's namespace.
+const ownNS = "/proc/thread-self/ns/net"
+
+// CurrentID returns what tells the namespace of the calling thread from others, without opening it.
+func CurrentID() (NSID, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(ownNS, &st); err != nil {
+		return NSID{}, fmt.Errorf("stat network namespace: %w", err)
+	}
+	return NSID{uint64(st.Dev), st.Ino}, nil
+}
 
 // NewNS makes a namespace that nothing else refers to: it vanishes, with all that is in it, on Close.
 func NewNS() (*NS, error) {
@@ -117,18 +129,18 @@ func (n *NS) Do(fn func() error) error {
 // the thread that Do makes. If there is no way back, the error says so and the thread stays locked to its goroutine.
 func (n *NS) Visit(fn func() error) error {
 	runtime.LockOSThread()
-	home, err := CurrentNS()
+	home, err := unix.Open(ownNS, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		runtime.UnlockOSThread()
-		return err
+		return fmt.Errorf("open own network namespace: %w", err)
 	}
-	defer home.Close()
+	defer unix.Close(home)
 	if err := unix.Setns(n.FD(), unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("enter network namespace: %w", err)
 	}
 	err = fn()
-	if back := unix.Setns(home.FD(), unix.CLONE_NEWNET); back != nil {
+	if back := unix.Setns(home, unix.CLONE_NEWNET); back != nil {
 		return errors.Join(err, fmt.Errorf("leave network namespace: %w", back))
 	}
 	runtime.UnlockOSThread()

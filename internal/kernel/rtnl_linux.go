@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -147,8 +148,11 @@ type Conn struct {
 	mu  sync.Mutex
 	fd  int
 	seq uint32
-	rb  []byte
+	rb  *[rbSize]byte
 }
+
+// spare is the buffer of a closed connection. Programs that do one thing have one connection after the other.
+var spare atomic.Pointer[[rbSize]byte]
 
 const (
 	chunk   = 160 << 10 // bytes of requests in one send
@@ -221,6 +225,10 @@ func setBuffers(fd int) {
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.rb != nil {
+		spare.Store(c.rb)
+		c.rb = nil
+	}
 	return unix.Close(c.fd)
 }
 
@@ -331,10 +339,12 @@ func (c *Conn) Dump(b *Batch, begin func(), each func(Message) error) error {
 // before first are what a failed conversation left behind and are passed over.
 func (c *Conn) receive(first, last uint32, each func(typ, flags uint16, seq uint32, body []byte) error) error {
 	if c.rb == nil {
-		c.rb = make([]byte, rbSize)
+		if c.rb = spare.Swap(nil); c.rb == nil {
+			c.rb = new([rbSize]byte)
+		}
 	}
 	for {
-		n, _, err := unix.Recvfrom(c.fd, c.rb, 0)
+		n, _, err := unix.Recvfrom(c.fd, c.rb[:], 0)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}

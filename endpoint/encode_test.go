@@ -1,0 +1,55 @@
+package endpoint
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/netip"
+	"testing"
+
+	"code.cloudfoundry.org/silk/internal/kernel"
+)
+
+// usual is a record as nearly all are.
+func usual() Record {
+	r := Record{
+		Key: Key{"silk", "c1", "eth0"}, Namespace: kernel.NSID{Dev: 4, Ino: 4026531840}, Path: "/run/netns/c1", Subnet: netip.MustParsePrefix("10.255.30.0/24"),
+		Addresses: []netip.Prefix{netip.MustParsePrefix("10.255.30.2/32")}, Group: "app", Metadata: json.RawMessage(`{"policy_group_id":"app"}`), MTU: 1450,
+	}
+	r.name()
+	return r
+}
+
+func TestTheUsualRecordIsPlain(t *testing.T) {
+	if _, ok := usual().plain(); !ok {
+		t.Error("a record is not plain")
+	}
+}
+
+// What is written without encoding/json must be what encoding/json would have written.
+func FuzzPlainRecord(f *testing.F) {
+	f.Add("silk", "c1", "/run/netns/c1", "app", []byte(`{"policy_group_id":"app"}`), []byte{10, 255, 30, 2}, 32, 1450)
+	f.Add("silk", "c1", "/proc/1/ns/net", "<app>", []byte(` { } `), []byte{}, 24, -1)
+	f.Add("silk", "c1", "", "ä", []byte(`{"a":"<&>"}`), make([]byte, 16), 129, 1450)
+	f.Fuzz(func(t *testing.T, network, container, path, group string, metadata, addr []byte, bits, mtu int) {
+		r := usual()
+		r.Network, r.Container, r.Path, r.Group, r.Metadata, r.MTU = network, container, path, group, metadata, mtu
+		a, _ := netip.AddrFromSlice(addr)
+		if r.Requested = a; bits&1 == 1 {
+			r.Subnet = netip.PrefixFrom(a, bits)
+			r.Addresses = append(r.Addresses, r.Subnet)
+		}
+		got, ok := r.plain()
+		if !ok {
+			return
+		}
+		var want bytes.Buffer
+		e := json.NewEncoder(&want)
+		e.SetEscapeHTML(false)
+		if err := e.Encode(r); err != nil {
+			t.Fatalf("wrote %s, encoding/json refused: %v", got, err)
+		}
+		if !bytes.Equal(got, want.Bytes()) {
+			t.Fatalf("wrote\n%s\nencoding/json\n%s", got, want.Bytes())
+		}
+	})
+}
