@@ -64,21 +64,24 @@ const askAgain = 8
 
 // attach wires the container as the host says that it has to be. endpoint.ErrLate: it has to be asked again.
 func (c *call) attach(ctx context.Context, dir *endpoint.Dir, spec endpoint.Spec, asked *inquiry, translated bool) (endpoint.Record, error) {
-	n, err := c.discover(asked)
-	if err != nil {
-		return endpoint.Record{}, failed("discover network info", err)
-	}
-	if err := c.admit(n); err != nil {
-		return endpoint.Record{}, err
-	}
-	spec.Subnet, spec.MTU = n.subnet, n.mtu
+	defer asked.drop()
 	if asked != nil {
 		spec.Until = asked.at.Add(fresh)
 	}
-	if !translated || !n.ours() { // our daemon keeps right what is there
-		if err := c.translate(ctx, n); err != nil {
-			return endpoint.Record{}, failed("set up address translation", err)
+	spec.Ask = func() (subnet netip.Prefix, mtu int, err error) {
+		n, err := c.discover(asked)
+		if err != nil {
+			return subnet, 0, failed("discover network info", err)
 		}
+		if err := c.admit(n); err != nil {
+			return subnet, 0, err
+		}
+		if !translated || !n.ours() { // our daemon keeps right what is there
+			if err := c.translate(ctx, n); err != nil {
+				return subnet, 0, failed("set up address translation", err)
+			}
+		}
+		return n.subnet, n.mtu, nil
 	}
 	return dir.Attach(ctx, spec, func(r endpoint.Record) error {
 		if err := c.policyReady(); err != nil { // somebody may have removed the table since

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -18,15 +19,20 @@ import (
 // Spec says what to attach and how.
 type Spec struct {
 	Key
-	Path      string          // of the container's network namespace
-	Namespace *kernel.NS      // the same, open
-	Subnet    netip.Prefix    // this host's, to take the address from
-	Requested netip.Addr      // the address to have, zero for any
-	Until     time.Time       // when Subnet has to be asked for again, zero for never
-	MTU       int             // bytes, 68 to 65535
-	Group     string          // policy group
-	Metadata  json.RawMessage // a JSON object or nothing
-	PortMaps  []PortMap
+	Path      string       // of the container's network namespace
+	Namespace *kernel.NS   // the same, open
+	Subnet    netip.Prefix // this host's, to take the address from
+	Requested netip.Addr   // the address to have, zero for any
+	Until     time.Time    // when Subnet has to be asked for again, zero for never
+	MTU       int          // bytes, 68 to 65535
+
+	// Ask, if it is there, is called for Subnet and MTU, once Attach has prepared all that needs neither. If it fails, Attach
+	// fails with that, unless the attachment exists with nothing missing: then it needs neither.
+	Ask func() (subnet netip.Prefix, mtu int, err error)
+
+	Group    string          // policy group
+	Metadata json.RawMessage // a JSON object or nothing
+	PortMaps []PortMap
 }
 
 // Attach gives the container its interface, address, routes and record, in the host namespace of the calling thread. If the
@@ -37,10 +43,6 @@ type Spec struct {
 // address or the interface's name is taken. Invalid: s can never be attached. After an error nothing is left of a new
 // attachment, or what could not be undone is still recorded, for Detach.
 func (d *Dir) Attach(ctx context.Context, s Spec, more func(Record) error) (Record, error) {
-	s.Subnet = s.Subnet.Masked()
-	if err := s.validate(); err != nil {
-		return Record{}, err
-	}
 	id, err := s.Namespace.ID()
 	if err != nil {
 		return Record{}, err
@@ -50,6 +52,18 @@ func (d *Dir) Attach(ctx context.Context, s Spec, more func(Record) error) (Reco
 		return Record{}, err
 	}
 	defer host.Close()
+	runtime.LockOSThread() // for Visit; the first time in a process that starts a thread
+	defer runtime.UnlockOSThread()
+	bootID()
+	if s.Ask != nil {
+		if s.Subnet, s.MTU, err = s.Ask(); err != nil {
+			return d.attached(ctx, host, s, id, more, err)
+		}
+	}
+	s.Subnet = s.Subnet.Masked()
+	if err := s.validate(); err != nil {
+		return Record{}, err
+	}
 	for {
 		h, ix, err := d.reserve(ctx, host, s, id)
 		if err != nil {
@@ -65,6 +79,27 @@ func (d *Dir) Attach(ctx context.Context, s Spec, more func(Record) error) (Reco
 
 // ErrLate is Attach's error when the Spec's time was over before there was an address. Nothing has been done.
 var ErrLate = fault.New(fault.Unavailable, errors.New("what is known of this host's subnet is too old by now"))
+
+// attached is Attach on a host that cannot tell its subnet now, because of why.
+func (d *Dir) attached(ctx context.Context, host *kernel.Conn, s Spec, id kernel.NSID, more func(Record) error, why error) (Record, error) {
+	e, there, err := d.find(s.Key)
+	if err != nil || !there {
+		return Record{}, errors.Join(why, err)
+	}
+	h, err := d.hold(ctx, e)
+	if err != nil || h == nil {
+		return Record{}, errors.Join(why, err)
+	}
+	defer h.release()
+	if h.damaged != nil || h.record.differs(s, id) != "" {
+		return Record{}, why
+	}
+	diffs, err := differences(host, h.record, s.Namespace)
+	if err != nil || slices.ContainsFunc(diffs, Difference.severs) {
+		return Record{}, errors.Join(why, err)
+	}
+	return h.record, run(more, h.record)
+}
 
 func (s *Spec) validate() error {
 	switch {
