@@ -14,6 +14,7 @@ import (
 
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/nat"
+	"github.com/google/go-cmp/cmp"
 )
 
 func unbind(path string) { kernel.UnbindNS(path) }
@@ -69,13 +70,26 @@ func TestDaemons(t *testing.T) {
 func TestDaemonAway(t *testing.T) {
 	h := newHost(t)
 	c := h.container("c1")
-	h.add(c)
+	first := h.add(c)
 	away := h.config("daemonPort", 1)
+	if d := cmp.Diff(first, h.run("ADD", away, c.env()).result(t)); d != "" {
+		t.Errorf("ADD of what exists needs the daemon (-first +again):\n%s", d)
+	}
+	other := h.container("c2")
 	for command, want := range map[string]int{"ADD": 11, "STATUS": 50} {
-		if code, text := h.run(command, away, c.env()).failure(t); code != want || !strings.Contains(text, "hint: see whether silk-daemon runs and listens on 127.0.0.1:1") {
+		if code, text := h.run(command, away, other.env()).failure(t); code != want || !strings.Contains(text, "hint: see whether silk-daemon runs and listens on 127.0.0.1:1") {
 			t.Errorf("%s: code %d %q", command, code, text)
 		}
 	}
+	changed := h.config("daemonPort", 1, "metadata", map[string]any{"policy_group_id": "another"})
+	if code, text := h.run("ADD", changed, c.env()).failure(t); code != 11 {
+		t.Errorf("ADD with another group: code %d %q", code, text)
+	}
+	ip(t, c.ns, "route", "del", "default")
+	if code, text := h.run("ADD", away, c.env()).failure(t); code != 11 {
+		t.Errorf("ADD of what is broken: code %d %q", code, text)
+	}
+	h.add(c)
 	if a := h.run("CHECK", away, c.env()); a.code != 0 {
 		t.Errorf("CHECK needs the daemon: %s", a.stdout)
 	}
