@@ -3,7 +3,7 @@ package sqldb
 import (
 	"context"
 	"fmt"
-	"strconv"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -15,6 +15,9 @@ type Statement struct {
 	Text string
 	Args []any
 	Want int64 // rows that it must meet, or the whole series fails with Stale; Any for no matter
+
+	// With, on PostgreSQL only, is a common table expression ("new AS (INSERT ... RETURNING ...)") before Text that Text may read from.
+	With string
 }
 
 // Any is a Statement.Want that every number of rows satisfies.
@@ -47,16 +50,27 @@ func (d *DB) Atomic(ctx context.Context, series []Statement) ([]int64, error) {
 // transaction would be committed.
 const divisionByZero = "22012"
 
+// checked ends a statement that must meet as many rows as its last argument says.
+const checked = " RETURNING 1) SELECT 1 / (count(*) = ?::bigint)::integer FROM met"
+
 // pipeline sends everything up to the end of the implicit transaction before it waits for the first answer.
 func (d *DB) pipeline(ctx context.Context, series []Statement) (counts []int64, err error) {
 	defer d.time(time.Now())
 	batch := &pgx.Batch{}
 	for _, s := range series {
-		text := d.text(s.Text)
-		if s.Want != Any {
-			text = "WITH met AS (" + text + " RETURNING 1) SELECT 1 / (count(*) = " + strconv.FormatInt(s.Want, 10) + ")::integer FROM met"
+		text, args := s.Text, s.Args
+		switch {
+		case s.Want != Any:
+			if s.With != "" {
+				text = "WITH " + s.With + ", met AS (" + text + checked
+			} else {
+				text = "WITH met AS (" + text + checked
+			}
+			args = append(slices.Clip(args), s.Want)
+		case s.With != "":
+			text = "WITH " + s.With + " " + text
 		}
-		batch.Queue(text, s.Args...)
+		batch.Queue(d.text(text), args...)
 	}
 	c, err := d.pool.Load().Conn(ctx)
 	if err != nil {

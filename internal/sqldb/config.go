@@ -147,7 +147,16 @@ func (c Config) postgres() (*sql.DB, error) {
 	}
 	// Statements are prepared once for each connection, which halves the cost of short ones.
 	pc.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
-	return stdlib.OpenDB(*pc), nil
+	return stdlib.OpenDB(*pc, stdlib.OptionAfterConnect(planOnce)), nil
+}
+
+// planOnce makes a connection keep one plan for each prepared statement. Lists are arguments of ours, and planning for each of them anew would cost as
+// much as what is then done for some dozen rows. As a plan that was made while a table was small has to serve when it has grown, it must use
+// the index from the start; and compiling plans never pays here. Servers that do not know a setting do without.
+func planOnce(ctx context.Context, c *pgx.Conn) error {
+	_, err := c.Exec(ctx, `SELECT set_config(name, CASE name WHEN 'plan_cache_mode' THEN 'force_generic_plan' ELSE 'off' END, false)
+		FROM pg_settings WHERE name IN ('plan_cache_mode', 'enable_seqscan', 'jit')`, pgx.QueryExecModeSimpleProtocol)
+	return err
 }
 
 func (c Config) mysql() (*sql.DB, error) {

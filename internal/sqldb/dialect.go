@@ -22,6 +22,9 @@ type Dialect struct {
 	// ForUpdate ends a select of rows that the transaction is going to change; empty where transactions exclude each other anyway.
 	ForUpdate string
 
+	// Arrays says that an argument can be a list (Array, and unnest in statements).
+	Arrays bool
+
 	numbered bool   // arguments are $1, $2, ...
 	conflict string // begins what an insert does about a row that is there; %s is the key
 	proposed string // the value that was to be inserted; %s is the column
@@ -29,7 +32,7 @@ type Dialect struct {
 
 var dialects = map[string]Dialect{
 	SQLite: {Name: SQLite, Now: "unixepoch()", conflict: " ON CONFLICT (%s) DO UPDATE SET ", proposed: "excluded.%s"},
-	Postgres: {Name: Postgres, Now: "floor(extract(epoch from statement_timestamp()))::bigint", ForUpdate: " FOR UPDATE", numbered: true,
+	Postgres: {Name: Postgres, Now: "floor(date_part('epoch', statement_timestamp()))::bigint", ForUpdate: " FOR UPDATE", Arrays: true, numbered: true,
 		conflict: " ON CONFLICT (%s) DO UPDATE SET ", proposed: "excluded.%s"},
 	MySQL: {Name: MySQL, Now: "CAST(UNIX_TIMESTAMP() AS SIGNED)", ForUpdate: " FOR UPDATE",
 		conflict: " ON DUPLICATE KEY UPDATE ", proposed: "VALUES(%s)"},
@@ -71,6 +74,48 @@ func number(s string) string {
 		b.WriteByte(c)
 	}
 	return b.String()
+}
+
+// Among returns a condition that column holds an element of a non-empty list, and its arguments. It needs only one statement, or a few, for lists of all
+// lengths.
+func Among[T int64 | string](d Dialect, column string, list []T) (condition string, args []any) {
+	if !d.Arrays {
+		marks, args := In(list)
+		return column + " IN " + marks, args
+	}
+	return column + " = ANY (?::" + arrayType(list) + ")", []any{Array(list)}
+}
+
+func arrayType[T int64 | string](list []T) string {
+	if _, ok := any(list).([]int64); ok {
+		return "bigint[]"
+	}
+	return "text[]"
+}
+
+// Array returns a list as the text of an array of PostgreSQL. As an argument it needs a type in the statement: "?::text[]".
+func Array[T int64 | string](list []T) string {
+	b := make([]byte, 0, 24*len(list)+2)
+	b = append(b, '{')
+	for i, e := range list {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		switch e := any(e).(type) {
+		case int64:
+			b = strconv.AppendInt(b, e, 10)
+		case string:
+			b = append(b, '"')
+			for j := range len(e) {
+				if e[j] == '"' || e[j] == '\\' {
+					b = append(b, '\\')
+				}
+				b = append(b, e[j])
+			}
+			b = append(b, '"')
+		}
+	}
+	return string(append(b, '}'))
 }
 
 // Marks returns "(?, ?), (?, ?)": rows groups of columns argument marks each.

@@ -219,6 +219,43 @@ func TestAtomicIsAllOrNothing(t *testing.T) {
 	})
 }
 
+func TestAmong(t *testing.T) {
+	eachEngine(t, func(t *testing.T, cfg sqldb.Config) {
+		db := pair(t, cfg)
+		exec(t, db, "CREATE TABLE word (w varchar(20))")
+		words := []string{"", "a", `b"c`, `d\`, "{e,f}", "NULL", "g h"}
+		for _, w := range words {
+			exec(t, db, "INSERT INTO word (w) VALUES (?)", w)
+		}
+		for n := 1; n <= len(words); n++ {
+			among, args := sqldb.Among(db.Dialect(), "w", words[:n])
+			if got := number(t, db, "SELECT COUNT(*) FROM word WHERE "+among, args...); int(got) != n {
+				t.Errorf("%d rows are among %q, want %d", got, words[:n], n)
+			}
+		}
+		among, args := sqldb.Among(db.Dialect(), "id", []int64{2, 1 << 40, -1})
+		if got := number(t, db, "SELECT SUM(id) FROM pair WHERE "+among, args...); got != 2 {
+			t.Errorf("the sum is %d, want 2", got)
+		}
+	})
+}
+
+func TestStatementWith(t *testing.T) {
+	db := pair(t, testkit.Database(t, sqldb.Postgres))
+	both := func(want int64) sqldb.Statement {
+		return sqldb.Statement{With: "gone AS (DELETE FROM pair WHERE id = ? RETURNING id)", Text: "INSERT INTO pair (id, n) SELECT id + ?, 7 FROM gone", Args: []any{1, 10}, Want: want}
+	}
+	if _, err := db.Atomic(t.Context(), []sqldb.Statement{both(2)}); !sqldb.IsConflict(err) || number(t, db, "SELECT SUM(id) FROM pair") != 3 {
+		t.Errorf("%v, want a conflict and nothing changed", err)
+	}
+	if _, err := db.Atomic(t.Context(), []sqldb.Statement{both(1)}); err != nil || number(t, db, "SELECT SUM(id) FROM pair") != 13 {
+		t.Errorf("%v, want the row moved", err)
+	}
+	if n, err := db.Atomic(t.Context(), []sqldb.Statement{both(sqldb.Any)}); err != nil || n[0] != 0 {
+		t.Errorf("%v, %v, want no row met", n, err)
+	}
+}
+
 func TestUpsert(t *testing.T) {
 	eachEngine(t, func(t *testing.T, cfg sqldb.Config) {
 		db := pair(t, cfg)
