@@ -222,7 +222,7 @@ func (k *keeper) attempt(ctx context.Context, requests []lease.Request, verdicts
 		copy(verdicts, d.Verdicts)
 		w.remove(d.Delete)
 		w.reclaim(d.Reclaim, t.Expiration)
-		w.insert(d.Insert)
+		w.insert(d.Insert, k.at.Counter+1)
 		touch = d.Touch
 	}
 	before := len(w.list)

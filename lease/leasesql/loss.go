@@ -48,8 +48,8 @@ func (k *keeper) remember(old *lease.Ledger, now int64) {
 func (k *keeper) discard(ctx context.Context, keys []string) error {
 	k.s.log.Error("table silk_leases held what cannot be read: it was removed", "count", len(keys), "first", keys[0])
 	for part := range slices.Chunk(keys, chunk) {
-		marks, args := sqldb.In(part)
-		if _, err := k.s.db.Exec(ctx, "DELETE FROM silk_leases WHERE overlay_subnet IN "+marks, args...); err != nil {
+		among, args := sqldb.Among(k.s.db.Dialect(), "overlay_subnet", part)
+		if _, err := k.s.db.Exec(ctx, "DELETE FROM silk_leases WHERE "+among, args...); err != nil {
 			return fmt.Errorf("remove unreadable entries: %w", err)
 		}
 	}

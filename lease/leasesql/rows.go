@@ -127,8 +127,8 @@ func readHosts(ctx context.Context, q sqldb.Querier, hosts []netip.Addr) ([]leas
 	for i, h := range hosts {
 		texts[i] = h.String()
 	}
-	marks, args := sqldb.In(texts)
-	return readRows(ctx, q, "WHERE underlay_ip IN "+marks, args...)
+	among, args := sqldb.Among(q.Dialect(), "underlay_ip", texts)
+	return readRows(ctx, q, "WHERE "+among, args...)
 }
 
 // readExpired returns the oldest expired rows of both kinds, at most limit of each.
@@ -147,8 +147,9 @@ func readExpired(ctx context.Context, q sqldb.Querier, expiration int64, limit i
 
 // series is the statements of one transaction.
 type series struct {
-	dialect sqldb.Dialect
-	list    []sqldb.Statement
+	dialect  sqldb.Dialect
+	list     []sqldb.Statement
+	recorded map[netip.Prefix]bool // subnets of which record need not say any more that they are active
 }
 
 func (w *series) add(want int64, text string, args ...any) {
@@ -158,43 +159,69 @@ func (w *series) add(want int64, text string, args ...any) {
 // remove deletes rows of subnets. One that is there no more, because another controller deleted it, makes no difference.
 func (w *series) remove(ids []int64) {
 	for part := range slices.Chunk(ids, chunk) {
-		marks, args := sqldb.In(part)
-		w.add(sqldb.Any, "DELETE FROM subnets WHERE id IN "+marks, args...)
+		among, args := sqldb.Among(w.dialect, "id", part)
+		w.add(sqldb.Any, "DELETE FROM subnets WHERE "+among, args...)
 	}
 }
 
 // reclaim deletes rows of subnets, each of which must still be expired.
 func (w *series) reclaim(ids []int64, expiration int64) {
 	for part := range slices.Chunk(ids, chunk) {
-		marks, args := sqldb.In(part)
-		w.add(int64(len(part)), "DELETE FROM subnets WHERE id IN "+marks+" AND last_renewed_at <= "+w.dialect.Now+" - ?", append(args, expiration)...)
+		among, args := sqldb.Among(w.dialect, "id", part)
+		w.add(int64(len(part)), "DELETE FROM subnets WHERE "+among+" AND last_renewed_at <= "+w.dialect.Now+" - ?", append(args, expiration)...)
 	}
 }
 
-// insert adds rows to subnets, renewed now.
-func (w *series) insert(leases []lease.Lease) {
+// insert adds rows to subnets, renewed now. Where the engine can, it records them in silk_leases, as active at a revision's counter, in the same
+// statement.
+func (w *series) insert(leases []lease.Lease, counter uint64) {
 	group := "(?, ?, ?, " + w.dialect.Now + ")"
+	if w.dialect.Arrays {
+		w.recorded = make(map[netip.Prefix]bool, len(leases))
+	}
 	for part := range slices.Chunk(leases, chunk) {
+		if w.dialect.Arrays {
+			hosts, subnets, macs := columns(part)
+			w.list = append(w.list, sqldb.Statement{Want: int64(len(part)),
+				With: "new AS (" + intoSubnets + "SELECT host, subnet, mac, " + w.dialect.Now + " FROM unnest(?::text[], ?::text[], ?::text[]) AS l (host, subnet, mac)" +
+					" RETURNING overlay_subnet, underlay_ip, overlay_hwaddr, id)",
+				Text: intoLeases + "SELECT overlay_subnet, underlay_ip, overlay_hwaddr, id, 0, 0, ?::bigint FROM new" + w.dialect.Upsert(keyColumn, otherColumns...),
+				Args: []any{hosts, subnets, macs, int64(counter)},
+			})
+			for _, l := range part {
+				w.recorded[l.Subnet] = true
+			}
+			continue
+		}
 		args := make([]any, 0, 3*len(part))
 		for _, l := range part {
 			args = append(args, l.Underlay.String(), l.Subnet.String(), l.MAC.String())
 		}
-		w.add(int64(len(part)), "INSERT INTO subnets (underlay_ip, overlay_subnet, overlay_hwaddr, last_renewed_at) VALUES "+
-			strings.Repeat(group+", ", len(part)-1)+group, args...)
+		w.add(int64(len(part)), intoSubnets+"VALUES "+strings.Repeat(group+", ", len(part)-1)+group, args...)
 	}
+}
+
+// columns returns leases as three lists of texts, in the form of array arguments.
+func columns(leases []lease.Lease) (hosts, subnets, macs string) {
+	h, s, m := make([]string, len(leases)), make([]string, len(leases)), make([]string, len(leases))
+	for i, l := range leases {
+		h[i], s[i], m[i] = l.Underlay.String(), l.Subnet.String(), l.MAC.String()
+	}
+	return sqldb.Array(h), sqldb.Array(s), sqldb.Array(m)
 }
 
 // touch renews rows of subnets.
 func (w *series) touch(ids []int64) {
 	for part := range slices.Chunk(ids, chunk) {
-		marks, args := sqldb.In(part)
-		w.add(sqldb.Any, "UPDATE subnets SET last_renewed_at = "+w.dialect.Now+" WHERE id IN "+marks, args...)
+		among, args := sqldb.Among(w.dialect, "id", part)
+		w.add(sqldb.Any, "UPDATE subnets SET last_renewed_at = "+w.dialect.Now+" WHERE "+among, args...)
 	}
 }
 
 const (
-	intoLeases = "INSERT INTO silk_leases (overlay_subnet, underlay_ip, overlay_hwaddr, row_id, state, freed_at, changed) "
-	keyColumn  = "overlay_subnet"
+	intoSubnets = "INSERT INTO subnets (underlay_ip, overlay_subnet, overlay_hwaddr, last_renewed_at) "
+	intoLeases  = "INSERT INTO silk_leases (overlay_subnet, underlay_ip, overlay_hwaddr, row_id, state, freed_at, changed) "
+	keyColumn   = "overlay_subnet"
 )
 
 var otherColumns = []string{"underlay_ip", "overlay_hwaddr", "row_id", "state", "freed_at", "changed"}
@@ -208,7 +235,7 @@ func (w *series) record(changes []lease.Entry, counter uint64) {
 		for _, e := range part {
 			if e.State == lease.Free {
 				freed = append(freed, e.Subnet.String(), e.Underlay.String(), e.MAC.String(), e.FreedAt, int64(counter))
-			} else {
+			} else if e.State != lease.Active || !w.recorded[e.Subnet] {
 				held[e.State] = append(held[e.State], e.Subnet.String())
 			}
 		}
@@ -220,12 +247,12 @@ func (w *series) record(changes []lease.Entry, counter uint64) {
 			if len(held[st]) == 0 {
 				continue
 			}
-			marks, args := sqldb.In(held[st])
+			among, args := sqldb.Among(w.dialect, "overlay_subnet", held[st])
 			want := int64(len(held[st]))
 			if w.dialect.Name == sqldb.MySQL { // which counts a row that was overwritten twice
 				want = sqldb.Any
 			}
-			w.add(want, intoLeases+fmt.Sprintf("SELECT overlay_subnet, underlay_ip, overlay_hwaddr, id, %d, 0, ? FROM subnets WHERE overlay_subnet IN %s", st, marks)+end,
+			w.add(want, intoLeases+fmt.Sprintf("SELECT overlay_subnet, underlay_ip, overlay_hwaddr, id, %d, 0, ? FROM subnets WHERE %s", st, among)+end,
 				append([]any{int64(counter)}, args...)...)
 		}
 	}
