@@ -24,6 +24,8 @@ type feed struct {
 	floor    uint64
 
 	shown *lease.Snapshot         // what watchers are told
+	asked bool                    // somebody watched since shown was last replaced, and may be waiting
+	late  bool                    // show left its work undone since
 	wake  chan struct{}           // closed when shown is replaced
 	memo  map[uint64]lease.Update // by counter of what a watcher has: its update to shown
 }
@@ -114,11 +116,14 @@ func bySubnet(a, b lease.Lease) int {
 	return cmp.Or(a.Subnet.Addr().Compare(b.Subnet.Addr()), cmp.Compare(a.Subnet.Bits(), b.Subnet.Bits()))
 }
 
-// show makes watchers see the newest list.
+// show makes watchers see the newest list. While there are none it leaves that to the first one that comes, but not for so long that the log grows without
+// bounds: to make the list costs as much as hundreds of leases.
 func (f *feed) show() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.publish()
+	if f.late = !f.asked && !f.grown(); !f.late {
+		f.publish()
+	}
 }
 
 // publish is show for a caller that holds mu.
@@ -126,7 +131,7 @@ func (f *feed) publish() {
 	if f.shown == f.refresh() {
 		return
 	}
-	f.shown, f.memo = f.list, map[uint64]lease.Update{}
+	f.shown, f.memo, f.asked = f.list, map[uint64]lease.Update{}, false // whoever waits is woken, and asks again
 	f.compact()
 	close(f.wake)
 	f.wake = make(chan struct{})
@@ -135,12 +140,15 @@ func (f *feed) publish() {
 // compact drops changes that later ones of the same subnet replaced, whenever the log has doubled. It may be done only when all of the
 // log has been shown.
 func (f *feed) compact() {
-	if len(f.log) < 2*f.kept+1024 {
+	if !f.grown() {
 		return
 	}
 	f.log = lastOfEach(f.log)
 	f.kept = len(f.log)
 }
+
+// grown reports whether compact has something to do.
+func (f *feed) grown() bool { return len(f.log) >= 2*f.kept+1024 }
 
 // lastOfEach returns the last change of each subnet, in their order.
 func lastOfEach(changes []lease.Entry) []lease.Entry {
@@ -160,6 +168,11 @@ func lastOfEach(changes []lease.Entry) []lease.Entry {
 // watch returns the update from since to what is shown, or, when since is what is shown or later, ok false and what to wait for.
 func (f *feed) watch(since lease.Revision) (u lease.Update, wake <-chan struct{}, ok bool) {
 	f.mu.Lock()
+	if f.late {
+		f.late = false
+		f.publish()
+	}
+	f.asked = true
 	shown, wake := f.shown, f.wake
 	if since.Epoch == shown.Revision.Epoch && since.Counter >= shown.Revision.Counter {
 		f.mu.Unlock()

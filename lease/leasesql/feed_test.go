@@ -112,3 +112,43 @@ func TestAskingFromEveryRevisionFillsNoMemory(t *testing.T) {
 		t.Errorf("%d updates are remembered", len(f.memo))
 	}
 }
+
+// TestFeedWithoutWatchers makes no list that nobody reads, forgets what was replaced all the same, and has the newest for the first one that comes.
+func TestFeedWithoutWatchers(t *testing.T) {
+	f := newFeed()
+	f.reset(lease.Revision{Epoch: "e", Counter: 1}, nil, 1, time.Now())
+	first := f.current()
+	apply := func(c uint64) {
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(c % 7), 0}), 24)
+		l := lease.Lease{Underlay: netip.AddrFrom4([4]byte{1, 1, 1, byte(c%7 + 1)}), Subnet: p, MAC: lease.MACOf(p)}
+		f.apply(lease.Revision{Epoch: "e", Counter: c}, []lease.Entry{{Lease: l, Changed: c}}, time.Now())
+		f.show()
+	}
+	for c := uint64(2); c < 500; c++ {
+		apply(c)
+	}
+	if f.current() != first {
+		t.Error("a list was made that nobody watches")
+	}
+	for c := uint64(500); c < 5000; c++ {
+		apply(c)
+		if len(f.log) > 2000 {
+			t.Fatalf("at %d the log has %d changes", c, len(f.log))
+		}
+	}
+	if u, _, ok := f.watch(lease.Revision{Epoch: "e", Counter: 1}); !ok || u.Revision.Counter != 4999 || len(u.Set) != 7 {
+		t.Errorf("the first watcher gets %v, %v", u, ok)
+	}
+	apply(5000)
+	if _, wake, ok := f.watch(lease.Revision{Epoch: "e", Counter: 5000}); ok {
+		t.Error("a second update for the first watcher")
+	} else {
+		f.show() // without news: the watcher waits on
+		apply(5001)
+		select {
+		case <-wake:
+		default:
+			t.Error("a watcher that waits is not woken")
+		}
+	}
+}
