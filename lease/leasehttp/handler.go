@@ -1,7 +1,6 @@
 package leasehttp
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -281,25 +280,38 @@ func (h *handler) bound(r *http.Request, underlay netip.Addr) error {
 		c.Subject.CommonName, c.IPAddresses, underlay)
 }
 
+// body is what a request brought, after it was received.
+type body struct {
+	io.Reader
+	bytes []byte
+}
+
+// Close implements io.Closer.
+func (body) Close() error { return nil }
+
 // received reads the body before next is asked for a place: a client that sends it slowly takes none.
 func (h *handler) received(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		var b []byte
+		var err error
+		if n := r.ContentLength; n >= 0 && n <= maxBody {
+			b = make([]byte, n)
+			_, err = io.ReadFull(r.Body, b)
+		} else {
+			b, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		}
 		if err != nil {
 			h.fail(w, r, http.StatusBadRequest, "read-body", fault.New(fault.Invalid, err))
 			return
 		}
-		r.Body = io.NopCloser(bytes.NewReader(b))
+		r.Body = body{http.NoBody, b}
 		next.ServeHTTP(w, r)
 	})
 }
 
 // read decodes the body, which has been received, into v, or answers 400 and returns false.
 func (h *handler) read(w http.ResponseWriter, r *http.Request, v any) bool {
-	b, err := io.ReadAll(r.Body)
-	if err == nil {
-		err = json.Unmarshal(b, v)
-	}
+	err := json.Unmarshal(r.Body.(body).bytes, v)
 	if err != nil {
 		h.fail(w, r, http.StatusBadRequest, "unmarshal-request", fault.New(fault.Invalid, err))
 	}
