@@ -429,16 +429,24 @@ func (k *keeper) commit(ctx context.Context, w *series, epoch string) (counts []
 	return counts, nil
 }
 
-// report logs what was stored since the last report: after the callers were answered, since a line a lease takes longer than the rest of a batch here.
+// report logs what was stored since the last report, after the callers were answered. What a batch brought is one line, since making and writing a line takes
+// longer than all else here.
 func (k *keeper) report() {
-	for _, e := range k.unlogged {
-		switch e.State {
-		case lease.Active:
-			k.s.log.Info("lease given", "host", e.Underlay, "subnet", e.Subnet)
-		case lease.Expired:
-			k.s.log.Info("lease expired", "host", e.Underlay, "subnet", e.Subnet)
-		default:
-			k.s.log.Info("lease ended", "host", e.Underlay, "subnet", e.Subnet)
+	for _, st := range []lease.State{lease.Active, lease.Expired, lease.Free} {
+		var list []byte
+		n := 0
+		for _, e := range k.unlogged {
+			if e.State != st {
+				continue
+			}
+			if n++; n > 1 {
+				list = append(list, ' ')
+			}
+			list = append(e.Underlay.AppendTo(list), '=')
+			list = e.Subnet.AppendTo(list)
+		}
+		if n > 0 {
+			k.s.log.Info([]string{"leases given", "leases expired", "leases ended"}[st], "count", n, "leases", string(list))
 		}
 	}
 	k.unlogged = k.unlogged[:0]
