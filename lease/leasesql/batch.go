@@ -22,12 +22,18 @@ type call struct {
 	done    chan lease.Verdict // of capacity 1
 }
 
-// gather returns first and what waits behind it, without those whose callers have left. Callers that were answered a moment ago tend to ask again at
+// gatherer makes batches of calls.
+type gatherer struct {
+	callers int           // that were there in or behind the last batch
+	took    time.Duration // by the last batch
+}
+
+// gather returns first and what waits behind it in calls, without those whose callers have left. Callers that were answered a moment ago tend to ask again at
 // once: while there are fewer calls than there were callers last time, it waits for them, for as long as the last batch took and 2 ms at
 // most. Otherwise half of the callers would always miss the batch that the other half is in.
-func (k *keeper) gather(first *call) []*call {
-	all := make([]*call, 0, max(16, k.callers))
-	wait := time.NewTimer(min(k.took, longestGather))
+func (g *gatherer) gather(calls <-chan *call, first *call) []*call {
+	all := make([]*call, 0, max(16, g.callers))
+	wait := time.NewTimer(min(g.took, longestGather))
 	defer wait.Stop()
 	for c := first; ; {
 		if c.ctx.Err() == nil {
@@ -37,19 +43,24 @@ func (k *keeper) gather(first *call) []*call {
 			return all
 		}
 		select {
-		case c = <-k.s.calls:
+		case c = <-calls:
 			continue
 		default:
 		}
-		if len(all) >= k.callers {
+		if len(all) >= g.callers {
 			return all
 		}
 		select {
-		case c = <-k.s.calls:
+		case c = <-calls:
 		case <-wait.C:
 			return all
 		}
 	}
+}
+
+// served notes how a batch went.
+func (g *gatherer) served(calls <-chan *call, batch []*call, took time.Duration) {
+	g.callers, g.took = len(batch)+len(calls), took
 }
 
 const longestGather = 2 * time.Millisecond

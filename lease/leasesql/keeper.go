@@ -25,8 +25,6 @@ type keeper struct {
 	loaded   bool                  // the ledger holds what the database has at that revision
 	rest     balance               // the balance of rows that are not in the ledger, because they cannot be read
 	looked   time.Duration         // how long the last comparison took; it may take a fiftieth of the time
-	callers  int                   // that were there in or behind the last batch
-	took     time.Duration         // by the last batch
 	renew    bool                  // the next mend begins a new epoch
 	odd      int                   // how often in a row the balance was off and nothing to be found
 	insert   []netip.Prefix        // what the last attempt wanted to insert
@@ -35,6 +33,7 @@ type keeper struct {
 	unlogged []lease.Entry         // changes that were stored, but not logged yet
 	behind   time.Time             // since when the database's revision has been lower than ours; zero: it is not
 	kicks    chan struct{}
+	gatherer
 
 	mu   sync.Mutex
 	nums figures
@@ -79,10 +78,10 @@ func (k *keeper) run(ctx context.Context) {
 			k.report()
 			return
 		case c := <-k.s.calls:
-			batch := k.gather(c)
+			batch := k.gather(k.s.calls, c)
 			start := time.Now()
 			k.serve(ctx, batch)
-			k.took, k.callers = time.Since(start), len(batch)+len(k.s.calls)
+			k.served(k.s.calls, batch, time.Since(start))
 		case <-poll.C:
 		}
 		k.report()

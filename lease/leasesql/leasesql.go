@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"time"
 
 	"code.cloudfoundry.org/silk/fault"
@@ -42,6 +43,7 @@ type Store struct {
 	feed *feed
 
 	calls chan *call    // from callers to the keeper
+	renew chan *call    // renewals that need no keeper, if the engine can do without; else nil
 	ended chan struct{} // closed when Run returned
 
 	keeper    keeper
@@ -79,6 +81,9 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{cfg: cfg, log: log, db: db, feed: newFeed(), calls: make(chan *call, maxBatch), ended: make(chan struct{}), keepFreed: 1 << 16}
+	if db.Dialect().Arrays {
+		s.renew = make(chan *call, maxBatch)
+	}
 	s.keeper.init(s)
 	if err := s.start(ctx); err != nil {
 		db.Close()
@@ -101,15 +106,13 @@ func (s *Store) Close() error { return s.db.Close() }
 // Run does the store's work until ctx ends, then returns nil. It must be called once.
 func (s *Store) Run(ctx context.Context) error {
 	defer close(s.ended)
-	shown := make(chan struct{})
 	ctx, cancel := context.WithCancel(ctx)
-	go func() {
-		defer close(shown)
-		s.keeper.show(ctx)
-	}()
+	var beside sync.WaitGroup
+	beside.Go(func() { s.keeper.show(ctx) })
+	beside.Go(func() { s.renewals(ctx) })
 	s.keeper.run(ctx)
 	cancel()
-	<-shown
+	beside.Wait()
 	return nil
 }
 
@@ -134,7 +137,11 @@ func (s *Store) Release(ctx context.Context, underlay netip.Addr) error {
 // ask hands a request to the keeper and waits for its verdict. When ctx ends first, the request may still take effect.
 func (s *Store) ask(ctx context.Context, q lease.Request) (lease.Verdict, error) {
 	c := &call{request: q, ctx: ctx, done: make(chan lease.Verdict, 1)}
-	if err := s.submit(ctx, c); err != nil {
+	to := s.calls
+	if q.Op == lease.Renew && s.renew != nil {
+		to = s.renew
+	}
+	if err := s.submit(ctx, to, c); err != nil {
 		return lease.Verdict{}, err
 	}
 	select {
@@ -152,14 +159,14 @@ func (s *Store) ask(ctx context.Context, q lease.Request) (lease.Verdict, error)
 	}
 }
 
-func (s *Store) submit(ctx context.Context, c *call) error {
+func (s *Store) submit(ctx context.Context, to chan<- *call, c *call) error {
 	select {
 	case <-s.ended:
 		return errEnded
 	default:
 	}
 	select {
-	case s.calls <- c:
+	case to <- c:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -185,7 +192,7 @@ func (s *Store) Leases(ctx context.Context) ([]lease.Lease, error) {
 func (s *Store) Snapshot(ctx context.Context) (*lease.Snapshot, error) {
 	if _, verified := s.feed.revision(); time.Since(verified) > maxAge {
 		c := &call{ctx: ctx, verify: true, done: make(chan lease.Verdict, 1)}
-		if err := s.submit(ctx, c); err != nil {
+		if err := s.submit(ctx, s.calls, c); err != nil {
 			return nil, err
 		}
 		select {
