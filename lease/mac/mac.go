@@ -14,19 +14,22 @@ type Addr [6]byte
 // Parse reads aa:bb:cc:dd:ee:ff (either case, colons or hyphens). Other forms are fault.Invalid.
 func Parse(s string) (Addr, error) {
 	var m Addr
-	bad := fault.Invalidf("hardware address %q: expected six octets such as ee:ee:0a:ff:1e:00", s)
 	if len(s) != 17 || s[2] != ':' && s[2] != '-' {
-		return Addr{}, bad
+		return Addr{}, bad(s)
 	}
 	for i := range m {
 		if i > 0 && s[3*i-1] != s[2] {
-			return Addr{}, bad
+			return Addr{}, bad(s)
 		}
 		if _, err := hex.Decode(m[i:i+1], []byte(s[3*i:3*i+2])); err != nil {
-			return Addr{}, bad
+			return Addr{}, bad(s)
 		}
 	}
 	return m, nil
+}
+
+func bad(s string) error {
+	return fault.Invalidf("hardware address %q: expected six octets such as ee:ee:0a:ff:1e:00", s)
 }
 
 // String returns the address in lower case with colons.
