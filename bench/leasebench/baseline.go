@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"code.cloudfoundry.org/silk/bench"
 	"code.cloudfoundry.org/silk/internal/sqldb"
 	"code.cloudfoundry.org/silk/internal/testkit"
 )
@@ -55,9 +56,23 @@ func newBaseline(ctx context.Context, s *testkit.Server, dir string) (*baseline,
 	return b, os.WriteFile(b.update, []byte(baselineUpdate), 0o644)
 }
 
-// sample runs a script for a round and adds the transactions per second.
-func (b *baseline) sample(ctx context.Context, script string, samples *[]float64) error {
-	tps, err := b.server.PGBench(ctx, b.database, script, clients, round)
-	*samples = append(*samples, tps)
+// rates are the transactions per second of the rounds of one script, by how pgbench sends it.
+type rates struct{ simple, prepared []float64 }
+
+// sample runs a script for a round of each protocol and adds the transactions per second.
+func (b *baseline) sample(ctx context.Context, script string, to *rates) error {
+	simple, err := b.server.PGBench(ctx, b.database, script, clients, round, false)
+	if err != nil {
+		return err
+	}
+	prepared, err := b.server.PGBench(ctx, b.database, script, clients, round, true)
+	to.simple, to.prepared = append(to.simple, simple), append(to.prepared, prepared)
 	return err
+}
+
+// compare adds a rate to r twice: beside pgbench with its own defaults and, as name.prepared, with prepared statements.
+func (to *rates) compare(r *bench.Report, name string, samples []float64) {
+	rate := bench.Median(samples)
+	r.RatioAtLeast(name, rate, "1/s", bench.Median(to.simple), 1)
+	r.RatioAtLeast(name+".prepared", rate, "1/s", bench.Median(to.prepared), 1)
 }

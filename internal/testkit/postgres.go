@@ -88,14 +88,18 @@ func ownCopies(dir string, owner *syscall.Credential, o Options) (cert, key stri
 var tpsLine = regexp.MustCompile(`(?m)^tps = ([0-9.]+)`)
 
 // PGBench runs PostgreSQL's own benchmark against a database of the server and returns transactions per second: clients that run script, a file in
-// pgbench's language, over and over for as many whole seconds as there are in d. Its two threads and prepared statements are what a
-// client that is no bottleneck would use.
-func (s *Server) PGBench(ctx context.Context, database, script string, clients int, d time.Duration) (float64, error) {
+// pgbench's language, over and over for as many whole seconds as there are in d. With two threads it is no bottleneck itself. It sends the text
+// of each statement, which is its default, or prepares statements once for each connection.
+func (s *Server) PGBench(ctx context.Context, database, script string, clients int, d time.Duration, prepared bool) (float64, error) {
 	program, err := postgresProgram("pgbench")
 	if err != nil {
 		return 0, err
 	}
-	out, err := run(ctx, nil, s.dir, nil, program, "-h", s.socket, "-p", strconv.Itoa(int(s.port)), "-U", s.user, "-n", "-M", "prepared",
+	protocol := "simple"
+	if prepared {
+		protocol = "prepared"
+	}
+	out, err := run(ctx, nil, s.dir, nil, program, "-h", s.socket, "-p", strconv.Itoa(int(s.port)), "-U", s.user, "-n", "-M", protocol,
 		"-c", strconv.Itoa(clients), "-j", "2", "-T", strconv.Itoa(max(1, int(d.Seconds()))), "-f", script, database)
 	if err != nil {
 		return 0, err

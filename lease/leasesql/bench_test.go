@@ -61,7 +61,7 @@ func BenchmarkStore(b *testing.B) {
 	update := script(b, "\\set i random(0, 9999)\nUPDATE subnets SET last_renewed_at = floor(extract(epoch from now())) WHERE underlay_ip = '172.16.' || (:i / 256) || '.' || (:i % 256)")
 	for b.Loop() {
 		pgbench := func(file string) float64 {
-			tps, err := server.PGBench(b.Context(), db.Name, file, 16, 4*time.Second)
+			tps, err := server.PGBench(b.Context(), db.Name, file, 16, 4*time.Second, true)
 			if err != nil {
 				b.Fatal(err)
 			}
