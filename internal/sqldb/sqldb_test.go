@@ -240,6 +240,13 @@ func TestAmong(t *testing.T) {
 	})
 }
 
+func TestPostgresPlansOnce(t *testing.T) {
+	db := open(t, testkit.Database(t, sqldb.Postgres))
+	if n := number(t, db, "SELECT COUNT(*) FROM pg_settings WHERE name || '=' || setting IN ('plan_cache_mode=force_generic_plan', 'enable_seqscan=off', 'jit=off')"); n != 3 {
+		t.Errorf("%d of 3 settings are what they should be", n)
+	}
+}
+
 func TestStatementWith(t *testing.T) {
 	db := pair(t, testkit.Database(t, sqldb.Postgres))
 	both := func(want int64) sqldb.Statement {

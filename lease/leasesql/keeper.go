@@ -428,28 +428,32 @@ func (k *keeper) commit(ctx context.Context, w *series, epoch string) (counts []
 	return counts, nil
 }
 
-// report logs what was stored since the last report, after the callers were answered. What a batch brought is one line, since making and writing a line takes
-// longer than all else here.
+// report logs what was stored since the last report, after the callers were answered: up to logged leases in one line, since making and writing a line
+// takes longer than all else here.
 func (k *keeper) report() {
-	for _, st := range []lease.State{lease.Active, lease.Expired, lease.Free} {
+	for _, what := range []struct {
+		state lease.State
+		text  string
+	}{{lease.Active, "leases given"}, {lease.Expired, "leases expired"}, {lease.Free, "leases ended"}} {
 		var list []byte
 		n := 0
-		for _, e := range k.unlogged {
-			if e.State != st {
-				continue
+		for i, e := range k.unlogged {
+			if e.State == what.state {
+				if n++; n > 1 {
+					list = append(list, ' ')
+				}
+				list = e.Subnet.AppendTo(append(e.Underlay.AppendTo(list), '='))
 			}
-			if n++; n > 1 {
-				list = append(list, ' ')
+			if n == logged || n > 0 && i == len(k.unlogged)-1 {
+				k.s.log.Info(what.text, "count", n, "leases", string(list))
+				list, n = list[:0], 0
 			}
-			list = append(e.Underlay.AppendTo(list), '=')
-			list = e.Subnet.AppendTo(list)
-		}
-		if n > 0 {
-			k.s.log.Info([]string{"leases given", "leases expired", "leases ended"}[st], "count", n, "leases", string(list))
 		}
 	}
 	k.unlogged = k.unlogged[:0]
 }
+
+const logged = 64
 
 // prune forgets the subnets that have been free for longest when there are too many to remember: they then count as never used.
 func (k *keeper) prune(ctx context.Context) error {

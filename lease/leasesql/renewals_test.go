@@ -1,8 +1,13 @@
 package leasesql_test
 
 import (
+	"bytes"
+	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -176,5 +181,43 @@ func TestRenewalWhoseCommitFails(t *testing.T) {
 	exec(t, db, "DROP TRIGGER refuse ON subnets")
 	if err := s.Renew(t.Context(), l); err != nil || renewedAt(t, db, l.Underlay) == before {
 		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// TestManyLeasesAreLogged looks for every lease, once, in lines of bounded length.
+func TestManyLeasesAreLogged(t *testing.T) {
+	var out bytes.Buffer
+	cfg := config(testkit.Database(t, sqldb.SQLite), wide(t))
+	db := connect(t, cfg.DB)
+	first, err := leasesql.Open(t.Context(), cfg, quiet) // makes the tables
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Close()
+	const n = 200
+	for i := range n {
+		if err := (deployed{db}).add(t, leasetest.Of(leasetest.Host(i), fmt.Sprintf("10.255.%d.0/24", i+1))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := leasesql.Open(t.Context(), cfg, slog.New(slog.NewTextHandler(&out, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Run(ctx); err != nil { // which reports once more before it ends
+		t.Fatal(err)
+	}
+	for i := range n {
+		if c := strings.Count(out.String(), fmt.Sprintf("%v=10.255.%d.0/24", leasetest.Host(i), i+1)); c != 1 {
+			t.Fatalf("lease %d is %d times in the log", i, c)
+		}
+	}
+	for line := range strings.Lines(out.String()) {
+		if len(line) > 4096 {
+			t.Errorf("a line of %d bytes", len(line))
+		}
 	}
 }
