@@ -31,7 +31,7 @@ const (
 	clients = 16
 	waiting = 5000
 	rounds  = 5
-	round   = 3 * time.Second
+	round   = 2 * time.Second
 	fetches = 200
 )
 
