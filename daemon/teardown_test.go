@@ -21,6 +21,12 @@ import (
 // dump returns all that Silk might have changed on a host.
 func (h *host) dump() string {
 	h.t.Helper()
+	eventually(h.t, 10*time.Second, "carrier on the underlay", func() error { // the kernel looks at carriers once a second, and later on a busy machine
+		if out := h.command("ip", "link"); strings.Contains(out, "NO-CARRIER") || strings.Contains(out, "LOWERLAYERDOWN") {
+			return errors.New(out)
+		}
+		return nil
+	})
 	var b strings.Builder
 	for _, c := range []string{"ip -d link", "ip addr", "ip route show table all", "ip -6 route show table all", "ip rule", "ip neigh", "bridge fdb"} {
 		fmt.Fprintf(&b, "# %s\n%s", c, h.command(strings.Fields(c)...))
@@ -59,12 +65,6 @@ func TestTeardownLeavesTheHostAsItWas(t *testing.T) {
 	w := newWorld(t)
 	w.controller("a.db")
 	h := w.host(10)
-	eventually(t, 10*time.Second, "carrier on the underlay", func() error { // the kernel looks at carriers once a second
-		if strings.Contains(h.dump(), "NO-CARRIER") {
-			return errors.New("none yet")
-		}
-		return nil
-	})
 	before := h.dump()
 	h.start()
 	n := h.ready()

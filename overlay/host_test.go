@@ -149,6 +149,13 @@ func (h *host) holds(c overlay.Config) {
 
 // dump returns what ip, bridge and nft say of the host, without what counts or varies.
 func (h *host) dump() string {
+	h.t.Helper()
+	eventually(h.t, 10*time.Second, func() string { // the kernel looks at carriers once a second, and later on a busy machine
+		if out := h.sh("ip link show"); strings.Contains(out, "NO-CARRIER") || strings.Contains(out, "LOWERLAYERDOWN") {
+			return "no carrier:\n" + out
+		}
+		return ""
+	})
 	return h.sh("ip -d link show; ip addr show; ip route show table all; ip rule show; ip neigh show nud all; bridge fdb show; nft list ruleset")
 }
 
