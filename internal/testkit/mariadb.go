@@ -66,7 +66,7 @@ func newMariaDB(ctx context.Context) (*Server, *syscall.Credential, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	_, err = run(ctx, owner, dir, nil, install, "--no-defaults", "--datadir="+filepath.Join(dir, "data"), "--auth-root-authentication-method=normal",
+	_, err = run(ctx, owner, dir, nil, install, "--no-defaults", "--datadir="+filepath.Join(dir, "data"), "--tmpdir="+dir, "--auth-root-authentication-method=normal",
 		"--skip-test-db", "--skip-name-resolve", "--innodb-flush-method=nosync", "--innodb-log-file-size=16M", "--skip-log-bin")
 	if err != nil {
 		os.RemoveAll(dir)
@@ -80,7 +80,7 @@ func (s *Server) startMariaDB(owner *syscall.Credential, args ...string) error {
 	if err != nil {
 		return err
 	}
-	all := []string{"--no-defaults", "--datadir=" + filepath.Join(s.dir, "data"), "--socket=" + s.socket, "--pid-file=" + filepath.Join(s.dir, "pid"),
+	all := []string{"--no-defaults", "--datadir=" + filepath.Join(s.dir, "data"), "--tmpdir=" + s.dir, "--socket=" + s.socket, "--pid-file=" + filepath.Join(s.dir, "pid"),
 		"--skip-networking", "--skip-log-bin", "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M", "--performance-schema=OFF",
 		"--max-connections=300", "--character-set-server=utf8mb4", "--skip-name-resolve"}
 	return s.start(owner, nil, syscall.SIGTERM, syscall.SIGKILL, program, append(all, args...)...)
