@@ -2,7 +2,8 @@
 // durable commits, 16 clients over mutual TLS, 10,000 leases held in 10.0.0.0/8.
 //
 // New leases and renewals are compared with what pgbench commits on the same server as single-row transactions of the same
-// kind, by its own defaults and with prepared statements, in rounds that alternate. Use: leasebench.Run(ctx, report), or make bench ONLY=lease.
+// kind, in rounds that alternate: by its own defaults, which is what is promised, and with prepared statements, which costs the server less and is shown
+// beside it. Use: leasebench.Run(ctx, report), or make bench ONLY=lease.
 package leasebench
 
 import (
