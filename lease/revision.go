@@ -6,54 +6,16 @@ import (
 	"encoding/hex"
 	"net/netip"
 	"slices"
-	"strconv"
-	"strings"
 
 	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/revision"
 )
 
-// Revision numbers the states of a registry. Counters of one epoch are ordered; revisions of different
-// epochs are not. The zero Revision stands for "nothing seen yet".
-type Revision struct {
-	Epoch   string // 1 to 64 letters, digits or hyphens; new with the schema and after a restore
-	Counter uint64
-}
+// Revision numbers the states of a registry.
+type Revision = revision.Revision
 
-// IsZero reports whether r is the zero Revision.
-func (r Revision) IsZero() bool { return r == Revision{} }
-
-// String returns "epoch.counter", or "" for the zero Revision.
-func (r Revision) String() string {
-	if r.IsZero() {
-		return ""
-	}
-	return r.Epoch + "." + strconv.FormatUint(r.Counter, 10)
-}
-
-// ParseRevision reads what String writes. Anything else is fault.Invalid.
-func ParseRevision(s string) (Revision, error) {
-	if s == "" {
-		return Revision{}, nil
-	}
-	epoch, count, ok := strings.Cut(s, ".")
-	n, err := strconv.ParseUint(count, 10, 64)
-	if !ok || err != nil || epoch == "" || len(epoch) > 64 || strings.Trim(strings.ToLower(epoch), "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
-		return Revision{}, fault.Invalidf("revision %.100q: expected EPOCH.COUNTER as an earlier answer gave it, or nothing", s)
-	}
-	return Revision{epoch, n}, nil
-}
-
-// MarshalText returns String.
-func (r Revision) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
-
-// UnmarshalText is ParseRevision.
-func (r *Revision) UnmarshalText(b []byte) error {
-	v, err := ParseRevision(string(b))
-	if err == nil {
-		*r = v
-	}
-	return err
-}
+// ParseRevision reads what Revision.String writes. Anything else is fault.Invalid.
+func ParseRevision(s string) (Revision, error) { return revision.Parse(s) }
 
 // Update is one answer of Registry.Watch. A full update holds every active lease in Set and nothing in Gone;
 // another one holds what was added or changed since the revision asked from, and the subnets that ceased.

@@ -18,7 +18,7 @@ const module = "code.cloudfoundry.org/silk"
 
 // The rooms of DESIGN.md section 3. A room also stands for the packages below it unless they are listed themselves.
 var (
-	nouns    = []string{"fault", "identity", "lease", "policy", "secgroup", "registration", "flow"}
+	nouns    = []string{"fault", "revision", "identity", "lease", "policy", "secgroup", "registration", "flow"}
 	stores   = []string{"lease/leasesql", "lease/leasehttp", "lease/leasetest", "policy/policysql", "policy/policyhttp", "policy/policytest", "registration/registrationhttp"}
 	kernels  = []string{"overlay", "endpoint", "nat", "firewall", "firewall/nft", "firewall/bpf", "firewall/firewalltest"}
 	programs = []string{"controller", "daemon", "cni", "policyserver", "policyagent", "garden", "dns", "tlsproxy", "cli", "lab"}

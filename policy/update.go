@@ -1,0 +1,112 @@
+package policy
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/identity"
+	"code.cloudfoundry.org/silk/revision"
+)
+
+// Rule is a policy with the tags of its groups: what a host needs to mark what its containers send and to judge what they receive.
+type Rule struct {
+	Policy
+	SourceTag, DestinationTag identity.Tag
+}
+
+// Touches reports whether a group is the rule's source or destination.
+func (r Rule) Touches(g identity.Group) bool { return r.Source == g || r.Destination == g }
+
+// Update is one answer of Feed.Watch. A full update holds every rule that touches the groups asked for in Set and nothing in Gone; another
+// one holds the rules that were added or whose tags changed since the revision asked from, and the policies that ceased. Count and
+// Sum seal it: after the update is applied there are Count rules whose Digest is Sum.
+type Update struct {
+	Revision revision.Revision
+	Full     bool
+	Set      []Rule
+	Gone     []Policy
+	Count    int
+	Sum      Digest
+}
+
+// Changes reports whether u says anything new.
+func (u Update) Changes() bool { return u.Full || len(u.Set) > 0 || len(u.Gone) > 0 }
+
+// Apply returns the rules that hold after u, given those held before it, sorted by policy. An update that does not add up to its
+// own seal is fault.Invalid: ask again from the zero revision, and change nothing.
+func (u Update) Apply(held []Rule) ([]Rule, error) {
+	all := make(map[Policy]Rule, len(held)+len(u.Set))
+	if !u.Full {
+		for _, r := range held {
+			all[r.Policy] = r
+		}
+	}
+	for _, p := range u.Gone {
+		delete(all, p)
+	}
+	for _, r := range u.Set {
+		all[r.Policy] = r
+	}
+	out := make([]Rule, 0, len(all))
+	var sum Digest
+	for _, r := range all {
+		out = append(out, r)
+		sum = sum.Add(r)
+	}
+	if len(out) != u.Count || sum != u.Sum {
+		return nil, fault.Invalidf("update to revision %v is not complete: %d policies with digest %v, expected %d with %v",
+			u.Revision, len(out), sum, u.Count, u.Sum)
+	}
+	slices.SortFunc(out, func(a, b Rule) int { return Compare(a.Policy, b.Policy) })
+	return out, nil
+}
+
+// Digest proves that a list of rules is complete. It does not depend on their order, so whoever keeps a list can keep its digest by Add
+// and Remove. It finds what was lost or damaged by mistake, not what was forged.
+type Digest uint64
+
+// Sum returns the digest of rules.
+func Sum(rules []Rule) Digest {
+	var d Digest
+	for _, r := range rules {
+		d = d.Add(r)
+	}
+	return d
+}
+
+// Add returns the digest with one rule more.
+func (d Digest) Add(r Rule) Digest { return d + r.hash() }
+
+// Remove returns the digest with one rule less.
+func (d Digest) Remove(r Rule) Digest { return d - r.hash() }
+
+// String returns 16 hexadecimal digits.
+func (d Digest) String() string { return fmt.Sprintf("%016x", uint64(d)) }
+
+// hash is FNV-1a of the rule's fields, mixed once more since sums of it are compared.
+func (r Rule) hash() Digest {
+	const offset, prime = 14695981039346656037, 1099511628211
+	h := uint64(offset)
+	text := func(s string) {
+		for i := range len(s) {
+			h = (h ^ uint64(s[i])) * prime
+		}
+		h = (h ^ 0xff) * prime // no byte of UTF-8 is 255
+	}
+	text(string(r.Source))
+	text(string(r.Destination))
+	var b [9]byte
+	b[0] = byte(r.Protocol)
+	binary.BigEndian.PutUint16(b[1:], r.Ports.First)
+	binary.BigEndian.PutUint16(b[3:], r.Ports.Last)
+	binary.BigEndian.PutUint16(b[5:], uint16(r.SourceTag))
+	binary.BigEndian.PutUint16(b[7:], uint16(r.DestinationTag))
+	for _, c := range b {
+		h = (h ^ uint64(c)) * prime
+	}
+	h ^= h >> 32
+	h *= 0xd6e8feb86659fd93
+	return Digest(h ^ h>>32)
+}
