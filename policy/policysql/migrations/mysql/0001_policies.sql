@@ -1,0 +1,61 @@
+-- Who has which tag, or had it: name is absent while the tag is free; then former is who had it, and freed_at since when it is free, in microseconds by the
+-- database's clock. assigned is the revision's counter when the tag was given, changed at the last change.
+CREATE TABLE IF NOT EXISTS silk_policy_groups (
+	tag integer NOT NULL PRIMARY KEY,
+	name varbinary(255),
+	former varbinary(255) NOT NULL,
+	kind varbinary(255) NOT NULL,
+	freed_at bigint NOT NULL,
+	assigned bigint NOT NULL,
+	changed bigint NOT NULL,
+	UNIQUE (name),
+	INDEX silk_policy_groups_changed (changed)
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- What may talk to what. A policy that was removed stays for some time with gone 1, so that others learn of it.
+CREATE TABLE IF NOT EXISTS silk_policies (
+	source_tag integer NOT NULL,
+	destination_tag integer NOT NULL,
+	protocol integer NOT NULL,
+	first_port integer NOT NULL,
+	last_port integer NOT NULL,
+	gone integer NOT NULL,
+	changed bigint NOT NULL,
+	PRIMARY KEY (source_tag, destination_tag, protocol, first_port, last_port),
+	FOREIGN KEY (source_tag) REFERENCES silk_policy_groups (tag),
+	FOREIGN KEY (destination_tag) REFERENCES silk_policy_groups (tag),
+	INDEX silk_policies_changed (changed)
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- One row: the revision, the counter up to which removed policies may have been forgotten, the stamp for agents that ask whether anything changed
+-- (nanoseconds), and when a deployed policy-server's tables were taken over (microseconds, 0: never).
+CREATE TABLE IF NOT EXISTS silk_policy_revision (
+	id integer NOT NULL PRIMARY KEY,
+	epoch varchar(64) NOT NULL,
+	counter bigint NOT NULL,
+	pruned bigint NOT NULL,
+	stamp bigint NOT NULL,
+	imported_at bigint NOT NULL
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- One row a policy-server: what the agents that report to it have in force. seen is the newest counter it knows, low the oldest that an agent has in force,
+-- lagging the first of the behind agents that do not have seen, as JSON. Times are in microseconds by the database's clock.
+CREATE TABLE IF NOT EXISTS silk_policy_servers (
+	id varchar(64) NOT NULL PRIMARY KEY,
+	epoch varchar(64) NOT NULL,
+	seen bigint NOT NULL,
+	low bigint NOT NULL,
+	reporting bigint NOT NULL,
+	silent bigint NOT NULL,
+	behind bigint NOT NULL,
+	lagging mediumtext NOT NULL,
+	deployed_at bigint NOT NULL,
+	beat_at bigint NOT NULL
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+-- To which policy-server a host's agent last reported, and since when.
+CREATE TABLE IF NOT EXISTS silk_policy_hosts (
+	host varbinary(255) NOT NULL PRIMARY KEY,
+	server varchar(64) NOT NULL,
+	claimed_at bigint NOT NULL
+) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
