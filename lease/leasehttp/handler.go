@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -43,7 +42,7 @@ type HandlerOptions struct {
 // up to 2 s and are then answered 503 with Retry-After.
 func Handler(reg lease.Registry, log *slog.Logger, o HandlerOptions) http.Handler {
 	o.Timeout = orDefault(o.Timeout, 10*time.Second)
-	h := &handler{reg: reg, log: log, o: o, failures: failures{log: log}, lists: make(chan struct{}, orDefault(o.Lists, 128))}
+	h := &handler{reg: reg, log: log, o: o, failures: httpjson.Failures{Log: log}, lists: make(chan struct{}, orDefault(o.Lists, 128))}
 	changes := make(chan struct{}, orDefault(o.Changes, 512))
 	watches := make(chan struct{}, orDefault(o.Watchers, 20000))
 	change := func(serve http.HandlerFunc) http.Handler {
@@ -73,7 +72,7 @@ type handler struct {
 	routes map[string]route
 	lists  chan struct{} // places
 
-	failures failures
+	failures httpjson.Failures
 
 	encoded listCache
 	updates updateCache
@@ -89,7 +88,7 @@ type route struct {
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	path := r.URL.Path
-	rec := &recorder{ResponseWriter: w, status: http.StatusOK}
+	rec := &httpjson.Recorder{ResponseWriter: w, Code: http.StatusOK}
 	rt, ok := h.routes[path]
 	switch {
 	case !ok:
@@ -103,53 +102,15 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	took := time.Since(start)
 	if h.o.Observe != nil {
-		h.o.Observe(path, rec.status, took)
+		h.o.Observe(path, rec.Code, took)
 	}
 	if h.log.Enabled(r.Context(), slog.LevelDebug) {
-		h.logServed(r, rec.status, took)
+		h.logServed(r, rec.Code, took)
 	}
 }
 
 func (h *handler) logServed(r *http.Request, status int, took time.Duration) {
-	h.log.Debug("request served", append(attrs(r), "status", status, "took", took)...)
-}
-
-// recorder remembers the status of an answer.
-type recorder struct {
-	http.ResponseWriter
-	status int
-}
-
-// WriteHeader implements http.ResponseWriter.
-func (r *recorder) WriteHeader(status int) {
-	r.status = status
-	r.ResponseWriter.WriteHeader(status)
-}
-
-// Unwrap lets http.ResponseController find the connection.
-func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
-
-// attrs are the facts about a request for the log.
-func attrs(r *http.Request) []any {
-	a := []any{"method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr}
-	if tp := r.Header.Get("Traceparent"); isTraceparent(tp) {
-		a = append(a, "traceparent", tp)
-	}
-	return a
-}
-
-// isTraceparent reports whether s has the form of a W3C Trace Context traceparent of version 00.
-func isTraceparent(s string) bool {
-	if len(s) != 55 {
-		return false
-	}
-	for i := range len(s) {
-		dash := i == 2 || i == 35 || i == 52
-		if dash != (s[i] == '-') || !dash && !strings.ContainsRune("0123456789abcdef", rune(s[i])) {
-			return false
-		}
-	}
-	return true
+	h.log.Debug("request served", append(httpjson.Attrs(r), "status", status, "took", took)...)
 }
 
 func (h *handler) list(w http.ResponseWriter, r *http.Request) {
@@ -187,8 +148,8 @@ func (h *handler) acquire(w http.ResponseWriter, r *http.Request) {
 	}
 	switch fault.Of(err) {
 	case fault.Exhausted:
-		h.failures.write(r.Context(), slog.LevelWarn, "acquire-subnet-lease", http.StatusConflict,
-			append(attrs(r), "underlay", underlay, "kind", kind, "error", err))
+		h.failures.Write(r.Context(), slog.LevelWarn, "acquire-subnet-lease", http.StatusConflict,
+			append(httpjson.Attrs(r), "underlay", underlay, "kind", kind, "error", err))
 		httpjson.WriteError(w, http.StatusConflict, "no lease available")
 	case fault.Denied:
 		h.fail(w, r, http.StatusForbidden, "acquire-subnet-lease", err)
@@ -330,7 +291,7 @@ func (h *handler) fail(w http.ResponseWriter, r *http.Request, status int, what 
 			level = slog.LevelDebug
 		}
 	}
-	h.failures.write(r.Context(), level, what, status, append(attrs(r), "error", err))
+	h.failures.Write(r.Context(), level, what, status, append(httpjson.Attrs(r), "error", err))
 	httpjson.WriteError(w, status, what+": "+why)
 }
 

@@ -161,11 +161,11 @@ func TestTraceparentIsSent(t *testing.T) {
 	if err := c.Release(t.Context(), netip.MustParseAddr("10.0.0.1")); err != nil {
 		t.Fatal(err)
 	}
-	if g := <-got; g != parent || !isTraceparent(g) {
+	if g := <-got; g != parent || !httpjson.IsTraceparent(g) {
 		t.Errorf("traceparent %q, want %q", g, parent)
 	}
 	for _, bad := range []string{"", "00", strings.Replace(parent, "-", "_", 1), strings.ToUpper(parent), parent + "0"} {
-		if isTraceparent(bad) {
+		if httpjson.IsTraceparent(bad) {
 			t.Errorf("%q passes as a traceparent", bad)
 		}
 	}
