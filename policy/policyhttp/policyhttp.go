@@ -11,9 +11,12 @@ package policyhttp
 
 import (
 	"context"
+	"errors"
+	"iter"
 	"slices"
 	"time"
 
+	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/policy"
 	"code.cloudfoundry.org/silk/revision"
@@ -34,45 +37,48 @@ const (
 // MaxWait bounds what a caller of PathWatch may wait for; longer waits are cut to it.
 const MaxWait = 60 * time.Second
 
-// Backend is what the handlers serve: policysql.Store has all of it as methods, and tests make parts of it fail. Every function is
-// required, is safe for concurrent use and returns when its context ends.
+// Backend is what the handlers serve: policysql.Store has all of it as methods, and tests make parts of it fail. Every function
+// is required, is safe for concurrent use and returns when its context ends.
 type Backend struct {
 	// Create adds policies, all or none; those that exist are no error. A source may have at most quota policies afterwards (0: any number).
-	// It returns a revision at which all of them hold. policy.ErrQuota: the quota; another fault.Exhausted: no tag is left.
+	// It returns a revision at which all of them hold. ErrQuota: the quota; another fault.Exhausted: no tag is left.
 	Create func(ctx context.Context, ps []policy.Policy, quota int) (revision.Revision, error)
 	// Remove removes policies, all or none; those that do not exist are no error. It returns a revision at which none of them holds.
 	Remove func(ctx context.Context, ps []policy.Policy) (revision.Revision, error)
-	// Rules returns the policies that a filter selects, with tags.
-	Rules func(ctx context.Context, f policy.Filter) ([]policy.Rule, error)
+	// Rules returns the policies that a filter selects, with tags, and their number. They may be ranged over more than once.
+	Rules func(ctx context.Context, f policy.Filter) (iter.Seq[policy.Rule], int, error)
 	// Tags returns all groups that have a tag, by tag.
 	Tags func(ctx context.Context) ([]identity.Tagged, error)
 	// Tag is that of policy.Feed.
 	Tag func(ctx context.Context, g identity.Group, kind string) (identity.Tag, error)
 	// Stamp returns nanoseconds since 1970 that grow with each change.
 	Stamp func(ctx context.Context) (int64, error)
-	// Watch is that of policy.Feed. When ctx has a deadline it returns at it without an error.
-	Watch func(ctx context.Context, a policy.Ask) (policy.Update, error)
-	// Force says how far a revision of groups has come.
-	Force func(ctx context.Context, at revision.Revision, groups []identity.Group) (Force, error)
-	// Polled is told of each host that polls as the deployed agents do; its argument is the host's address.
-	Polled func(host string)
+	// Watch is that of policy.Feed, with the longest time to wait.
+	Watch func(ctx context.Context, a policy.Ask, wait time.Duration) (policy.Update, error)
+	// Force waits until a revision is in force on every host that reports, at most for the given time, and says how far it has come.
+	// Only hosts with one of the groups matter.
+	Force func(ctx context.Context, at revision.Revision, groups []identity.Group, wait time.Duration) (Force, error)
+	// Polled is told when an agent polled as deployed ones do, which report nothing.
+	Polled func(at time.Time)
 	// Ping asks the database whether it is there.
 	Ping func(ctx context.Context) error
+
+	TagLength int // of tags in bytes, 1 to 3: how wide they are written
 }
 
-// Force tells which hosts have a revision in their kernels. Hosts without a container of a group concerned count as having it.
+// ErrQuota says that a source would have more policies than its quota. It is fault.Exhausted.
+var ErrQuota = fault.New(fault.Exhausted, errors.New("policy quota exceeded"))
+
+// Force tells how far a revision has come.
 type Force struct {
-	Known     int      // hosts that have reported, however long ago
-	Reporting int      // of these, the ones that reported within their lease time
-	Polling   int      // hosts that lately polled as the deployed agents do, which report nothing
-	Lagging   []string // hosts that report an older revision, sorted
+	InForce   bool     // every host that reports has it in its kernel, and no agent of the deployed kind polled lately
+	Known     int      // hosts that reported within a day
+	Reporting int      // of Known, those that reported lately
+	Unknown   int      // of Known, the others; nothing waits for them
+	Lagging   []string // of Reporting, those that do not have it, sorted, perhaps not all
+	Behind    int      // how many lag, at least
+	OldAgents bool     // an agent of the deployed kind, which reports nothing, polled lately
 }
-
-// Unknown returns the number of hosts of which nobody knows what is in their kernels.
-func (f Force) Unknown() int { return f.Known - f.Reporting + f.Polling }
-
-// Complete reports whether every host that reports has the revision and none polls as the deployed agents do.
-func (f Force) Complete() bool { return len(f.Lagging) == 0 && f.Polling == 0 }
 
 // Caller is who sends a request to the external API.
 type Caller struct {
