@@ -5,6 +5,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -125,6 +126,7 @@ type Limits struct {
 	Body   time.Duration // to read the whole request
 	Write  time.Duration // from the end of the header to the end of the answer; long polls extend theirs
 	Idle   time.Duration // between requests
+	Head   int           // of a request's header, in bytes; 0: 64 KiB
 }
 
 // DefaultLimits suit JSON APIs with short bodies.
@@ -139,7 +141,7 @@ func HTTP(name string, ln net.Listener, tc *tls.Config, h http.Handler, lim Limi
 		defer cancel()
 		s := &http.Server{
 			Handler: h, ReadHeaderTimeout: lim.Header, ReadTimeout: lim.Body, WriteTimeout: lim.Write, IdleTimeout: lim.Idle,
-			MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+			MaxHeaderBytes: cmp.Or(lim.Head, 64<<10), ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 			BaseContext: func(net.Listener) context.Context { return base },
 		}
 		if tc != nil {

@@ -29,6 +29,26 @@ func (c Certificates) Server() (*tls.Config, error) {
 	}, nil
 }
 
+// Open returns the configuration of a listener that lets everybody in: TLS 1.2 or 1.3, HTTP/1.1 only. With a CA it asks clients for a certificate, and
+// one that is shown must be of the CA. The pair is read again as by Server.
+func (c Certificates) Open() (*tls.Config, error) {
+	p := &pair{cert: c.Cert, key: c.Key}
+	if _, err := p.get(); err != nil {
+		return nil, err
+	}
+	tc := &tls.Config{
+		MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"},
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return p.get() },
+	}
+	if c.CA == "" {
+		return tc, nil
+	}
+	var err error
+	tc.ClientAuth = tls.VerifyClientCertIfGiven
+	tc.ClientCAs, err = c.pool()
+	return tc, err
+}
+
 // Client returns the configuration of a caller that shows the pair and trusts only the CA.
 func (c Certificates) Client() (*tls.Config, error) {
 	pool, err := c.pool()

@@ -76,8 +76,11 @@ func (c *Client) Spaces(ctx context.Context, apps []string) (map[string]string, 
 	return found, nil
 }
 
-// evenly cuts a list into as few parts of at most n as possible, of about the same length. Parts that hold few are those of which nothing
-// being known is no surprise, and the cleaner has to be surprised.
+// Parts cuts a list of GUIDs into what is asked at once.
+func (c *Client) Parts(guids []string) [][]string { return evenly(guids, c.cfg.Chunk) }
+
+// evenly cuts a list into as few parts of at most n as possible, of about the same length: that not one of a part's apps is known is then
+// a surprise for every part.
 func evenly(list []string, n int) [][]string {
 	if len(list) == 0 {
 		return nil
