@@ -2,6 +2,7 @@ package policyserver
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -21,6 +22,8 @@ type metrics struct {
 	requests    *prometheus.CounterVec
 	seconds     *prometheus.HistogramVec
 	tagsLow     prometheus.Gauge
+	force       *prometheus.GaugeVec
+	oldAgents   prometheus.Gauge
 	cleanups    *prometheus.CounterVec
 	lastCleanup prometheus.Gauge
 	stale       prometheus.Gauge
@@ -42,7 +45,11 @@ func newMetrics(current func() *policysql.Store) *metrics {
 			Name: prefix + "request_seconds", Help: "Time from a request's header to its answer, by API and route; a watch includes its wait.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
 		}, []string{"api", "route"}),
-		tagsLow:     gauge("tags_low", "1 when 85 percent of the tags are used or in quarantine."),
+		tagsLow:   gauge("tags_low", "1 when 85 percent of the tags are used or in quarantine."),
+		oldAgents: gauge("old_agents", "1 when an agent of the deployed kind, which reports nothing, polled lately."),
+		force: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: prefix + "in_force_hosts", Help: "Hosts of all servers: known, reporting, and of these lagging: without the newest revision in their kernels.",
+		}, []string{"state"}),
 		lastCleanup: gauge("cleanup_last_success_timestamp_seconds", "When stale policies were last looked for with success."),
 		stale:       gauge("cleanup_stale_policies", "Stale policies that the last look found and would remove."),
 		cleanups: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -50,7 +57,7 @@ func newMetrics(current func() *policysql.Store) *metrics {
 		}, []string{"result"}),
 		deleted: prometheus.NewCounter(prometheus.CounterOpts{Name: prefix + "cleanup_deleted_policies_total", Help: "Stale policies removed."}),
 	}
-	m.registry.MustRegister(m.requests, m.seconds, m.tagsLow, m.lastCleanup, m.stale, m.cleanups, m.deleted, &storeCollector{current},
+	m.registry.MustRegister(m.requests, m.seconds, m.tagsLow, m.force, m.oldAgents, m.lastCleanup, m.stale, m.cleanups, m.deleted, &storeCollector{current},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -112,25 +119,40 @@ func (p *program) level() *slog.LevelVar {
 	return p.cfg.Level
 }
 
-// tagAlarm warns once when tags become scarce, and again after they were not.
-type tagAlarm struct{ low bool }
+// watcher looks at the store from time to time: it warns once when tags become scarce, and again after they were not, and shows how far the newest
+// revision has come.
+type watcher struct {
+	p   *program
+	low bool
+}
 
-// watch returns a pass of a loop that looks at the store's tags.
-func (a *tagAlarm) watch(p *program) func(ctx context.Context) error {
-	return func(context.Context) error {
-		st := p.opened.Load().Stats()
-		low := 0.0
-		if st.TagsLow {
-			low = 1
-		}
-		p.metrics.tagsLow.Set(low)
-		if st.TagsLow && !a.low {
-			p.log.Warn("tags become scarce: remove policies of groups that are gone, or raise max_tag", "used", st.Groups, "quarantined", st.Quarantine,
-				"free", st.FreeTags, "all", st.MaxTag)
-		}
-		a.low = st.TagsLow
-		return nil
+// look is a pass of a loop.
+func (w *watcher) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	s, m := w.p.opened.Load(), w.p.metrics
+	st := s.Stats()
+	m.tagsLow.Set(number(st.TagsLow))
+	if st.TagsLow && !w.low {
+		w.p.log.Warn("tags become scarce: remove policies of groups that are gone, or raise max_tag", "used", st.Used, "quarantined", st.Quarantine, "all", st.Tags)
 	}
+	w.low = st.TagsLow
+	f, err := s.Force(ctx, st.Revision, nil, 0)
+	if err != nil {
+		return fmt.Errorf("find out what is in force: %w", err)
+	}
+	m.force.WithLabelValues("known").Set(float64(f.Known))
+	m.force.WithLabelValues("reporting").Set(float64(f.Reporting))
+	m.force.WithLabelValues("lagging").Set(float64(f.Behind))
+	m.oldAgents.Set(number(f.OldAgents))
+	return nil
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // storeCollector shows the store's figures when it is scraped, from memory.
@@ -183,10 +205,10 @@ func (c *storeCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descUp, 1)
 	st := s.Stats()
 	gauge(descPolicies, float64(st.Policies))
-	gauge(descTags, float64(st.Groups), "used")
+	gauge(descTags, float64(st.Used), "used")
 	gauge(descTags, float64(st.Quarantine), "quarantined")
-	gauge(descTags, float64(st.FreeTags), "free")
-	gauge(descMaxTag, float64(st.MaxTag))
+	gauge(descTags, float64(st.Tags-st.Used-st.Quarantine), "free")
+	gauge(descMaxTag, float64(st.Tags))
 	gauge(descInvalid, float64(st.Invalid))
 	gauge(descWatchers, float64(st.Watchers))
 	gauge(descHosts, float64(st.Hosts))

@@ -207,7 +207,7 @@ func (p *program) tasks() ([]service.Task, error) {
 	if p.cfg.InternalListenPort != nil {
 		tasks = append(tasks, p.apiTask("internal", p.cfg.InternalListenHost, *p.cfg.InternalListenPort, p.internal, p.internalHandler, &p.addresses.Internal))
 	}
-	tasks = append(tasks, p.startedTask(), p.loop("tags", 30*time.Second, new(tagAlarm).watch(p)))
+	tasks = append(tasks, p.startedTask(), p.loop("look", 15*time.Second, (&watcher{p: p}).look))
 	if p.cleaner != nil {
 		tasks = append(tasks, service.Task{Name: "cleaner", Run: func(ctx context.Context) error {
 			return p.cleaner.run(ctx, seconds(p.cfg.CleanupInterval))
