@@ -1,0 +1,131 @@
+package policyhttp
+
+import (
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+
+	"code.cloudfoundry.org/silk/identity"
+	"code.cloudfoundry.org/silk/policy"
+)
+
+const fuzzItem = `{"source":{"id":"a","tag":"0001"},"destination":{"id":"b","tag":"0002","protocol":"tcp","ports":{"start":1,"end":2},"port":3}}`
+
+func FuzzBodies(f *testing.F) {
+	f.Add([]byte(`{"policies":[` + fuzzItem + `]}`))
+	f.Add([]byte(`{"policies":[{"source":{"id":"a"},"destination":{"id":"b","protocol":"udp","ports":{"start":1,"end":65535},"port":65535}}]}`))
+	f.Add([]byte(`{"Policies":null,"policies":[null,7]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, v := range []version{v0, v1} {
+			ps, err := decodePolicies(b, v)
+			if (err == nil) == (len(ps) == 0) {
+				t.Fatalf("%s: %v, %v", v, ps, err)
+			}
+			for _, p := range ps {
+				if p.Validate() != nil {
+					t.Fatalf("%s: took %v", v, p)
+				}
+			}
+			if err != nil {
+				continue
+			}
+			again, err := decodePolicies(encodePolicies(ps), v1)
+			if err != nil || len(again) != len(ps) {
+				t.Fatalf("written and read: %v, %v, want %v", again, err, ps)
+			}
+		}
+	})
+}
+
+func FuzzWatch(f *testing.F) {
+	f.Add([]byte(`{"host":"h","set":"` + setOf([]identity.Group{"a"}).String() + `","groups":["a"],"since":"e.1","in_force":"e.1","wait":60}`))
+	f.Add([]byte(`{"host":"h","set":"` + setOf(nil).String() + `","wait":-1}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		a, id, wait, err := decodeWatch(b)
+		if err != nil {
+			return
+		}
+		if a.Host == "" || wait < 0 || wait > MaxWait || a.Groups != nil && setOf(a.Groups) != id {
+			t.Fatalf("took %+v %v %v", a, id, wait)
+		}
+	})
+}
+
+func FuzzUpdate(f *testing.F) {
+	f.Add([]byte(`{"revision":"e.1","full":true,"set":[` + fuzzItem + `],"gone":[],"count":1,"sum":"0123456789abcdef"}`))
+	f.Add([]byte(`{"revision":"e.1","full":true,"set":[7],"gone":[` + fuzzItem + `],"count":1,"sum":"0123456789abcdef"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		u, err := decodeUpdate(b)
+		p, ok := errors.AsType[*Partial](err)
+		if err != nil && !ok {
+			return
+		}
+		if ok && (len(p.Skipped) == 0 || p.Error() == "") {
+			t.Fatal("nothing was left out")
+		}
+		if ok && u.Full {
+			if _, err := u.Apply(nil); err != nil {
+				t.Fatalf("what is left cannot be applied: %v", err)
+			}
+		}
+		for _, r := range u.Set {
+			if r.Validate() != nil || r.SourceTag == 0 || r.DestinationTag == 0 {
+				t.Fatalf("took %+v", r)
+			}
+		}
+		again, err := decodeUpdate(shape{version: v1, tags: 2}.encodeUpdate(policy.Update{Revision: u.Revision, Set: u.Set, Gone: u.Gone, Count: u.Count, Sum: u.Sum}))
+		if err != nil || len(again.Set) != len(u.Set) || len(again.Gone) != len(u.Gone) {
+			t.Fatalf("written and read: %+v, %v, want %+v", again, err, u)
+		}
+	})
+}
+
+func FuzzList(f *testing.F) {
+	f.Add([]byte(`{"total_policies":1,"policies":[` + fuzzItem + `]}`))
+	f.Add([]byte(`{"policies":[{}]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, tags := range []bool{true, false} {
+			rules, err := decodeList(b, tags)
+			if _, ok := errors.AsType[*Partial](err); err != nil && !ok && rules != nil {
+				t.Fatal("policies beside an error")
+			}
+			for _, r := range rules {
+				if r.Validate() != nil || tags && r.SourceTag == 0 {
+					t.Fatalf("took %+v", r)
+				}
+			}
+		}
+	})
+}
+
+func FuzzQuery(f *testing.F) {
+	f.Add("id=a,b&source_id=&dest_id=%2C")
+	f.Add("id=a;b")
+	f.Fuzz(func(t *testing.T, q string) {
+		got, err := filterOf(q)
+		if err == nil && strings.Contains("&"+q, "&id=") && got.Either == nil {
+			t.Fatalf("%q selects everything", q)
+		}
+	})
+}
+
+func FuzzString(f *testing.F) {
+	f.Add("a<b>&\"\\\u2028\xff")
+	f.Fuzz(func(t *testing.T, s string) {
+		want, err := json.Marshal(s)
+		if got := appendString(nil, s); err != nil || string(got) != string(want) {
+			t.Fatalf("%q is written %s, want %s", s, got, want)
+		}
+	})
+}
+
+func TestTagsAreWrittenAsIdentityDoes(t *testing.T) {
+	for length := 1; length <= 3; length++ {
+		for n := range 1 << 16 {
+			if got, want := string(appendTag(nil, identity.Tag(n), length)), identity.Tag(n).Text(length); got != want {
+				t.Fatalf("tag %d of length %d is %q, want %q", n, length, got, want)
+			}
+		}
+	}
+}
