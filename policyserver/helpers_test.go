@@ -300,3 +300,12 @@ func of(t testing.TB, text string) policy.Policy {
 	}
 	return p
 }
+
+func readFile(t testing.TB, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}

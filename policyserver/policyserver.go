@@ -263,7 +263,9 @@ func (p *program) apiTask(name, host string, port int, tc *tls.Config, handler f
 		}
 		*addr = ln.Addr().String()
 		lim := service.DefaultLimits
-		lim.Head = 1 << 20 // agents and people name what they ask for in the request's line
+		lim.Head = 1 << 20            // agents and people name what they ask for in the request's line
+		lim.Header = 20 * time.Second // which bounds TLS handshakes too: a whole fleet that comes at once has to get through
+		lim.Body = 40 * time.Second
 		t := service.HTTP(name, ln, tc, handler(), lim, p.log)
 		served := make(chan error, 1)
 		go func() { served <- t.Run(ctx) }()

@@ -15,6 +15,7 @@ import (
 	"code.cloudfoundry.org/silk/bench/daemon"
 	"code.cloudfoundry.org/silk/bench/leasebench"
 	"code.cloudfoundry.org/silk/bench/overlay"
+	"code.cloudfoundry.org/silk/bench/policybench"
 )
 
 type room struct {
@@ -28,10 +29,11 @@ var rooms = []room{
 	{"overlay", overlay.Run},
 	{"daemon", daemon.Run},
 	{"cni", cni.Run},
+	{"policy", policybench.Run},
 }
 
 func main() {
-	if overlay.Hold() {
+	if overlay.Hold() || policybench.Fleet() {
 		return
 	}
 	only := flag.String("only", "", "comma list of rooms to measure (default all)")

@@ -61,8 +61,9 @@ func NewClient(urls []string, tc *tls.Config, o ClientOptions) *Client {
 		tc.ClientSessionCache = tls.NewLRUClientSessionCache(4)
 	}
 	// A connection that waits says nothing for as long as a watch lasts: probes before that would be most of an idle fleet's traffic.
+	// And when a whole fleet comes at once, a handshake takes its time.
 	tr := &http.Transport{
-		TLSClientConfig: tc, TLSHandshakeTimeout: o.Timeout, IdleConnTimeout: 30 * time.Second, MaxIdleConnsPerHost: 2,
+		TLSClientConfig: tc, TLSHandshakeTimeout: max(o.Timeout, 20*time.Second), IdleConnTimeout: 30 * time.Second, MaxIdleConnsPerHost: 2,
 		DialContext:        (&net.Dialer{Timeout: o.Timeout, KeepAlive: MaxWait + 15*time.Second}).DialContext,
 		DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
 	}

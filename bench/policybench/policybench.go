@@ -1,0 +1,300 @@
+// Package policybench measures policy-server: a process of its own over PostgreSQL with durable commits and 62,000 policies between
+// 20,000 applications, asked over TLS, and a fleet of 2,000 agents that watch it.
+//
+// New policies are compared with what pgbench commits on the same server as single-row transactions of the same kind, in rounds that alternate. The agents
+// are real clients of the watch (policyhttp.Client) without a kernel; they and the server are in a network namespace of their own, whose loopback device
+// counts their traffic.
+//
+// Use: policybench.Run(ctx, report), or make bench ONLY=policy.
+package policybench
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"code.cloudfoundry.org/silk/bench"
+	"code.cloudfoundry.org/silk/identity"
+	"code.cloudfoundry.org/silk/internal/service"
+	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/pki"
+	"code.cloudfoundry.org/silk/policy"
+	"code.cloudfoundry.org/silk/policy/policyhttp"
+)
+
+const (
+	held    = 62000 // policies
+	apps    = 20000
+	clients = 8
+	rounds  = 3
+	round   = 5 * time.Second
+	queries = 300
+	lists   = 30
+	token   = "bench"
+)
+
+// Run measures and fills r. It needs the server programs of PostgreSQL, the go command, and to be root.
+func Run(ctx context.Context, r *bench.Report) error {
+	dir, err := os.MkdirTemp("", "silk-policybench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	b, err := prepare(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer b.server.Stop()
+	return errors.Join(b.central(ctx, r), b.fleet(ctx, r))
+}
+
+// setup is what a policy-server of the benchmark is started with.
+type setup struct {
+	Dir, Bin         string
+	CA, Cert, Key    string
+	Database, Tokens string // the first as JSON
+}
+
+type run struct {
+	setup
+	server *testkit.Server
+}
+
+func prepare(ctx context.Context, dir string) (*run, error) {
+	b := &run{setup: setup{Dir: dir, Bin: filepath.Join(dir, "policy-server")}}
+	if err := build(ctx, b.Bin); err != nil {
+		return nil, err
+	}
+	ca, err := pki.OpenCA(filepath.Join(dir, "pki"))
+	if err != nil {
+		return nil, err
+	}
+	b.CA = ca.CertFile()
+	if b.Cert, b.Key, err = ca.Issue("localhost", netip.MustParseAddr("127.0.0.1")); err != nil {
+		return nil, err
+	}
+	h := sha256.Sum256([]byte(token))
+	b.Tokens = filepath.Join(dir, "tokens.json")
+	if err := os.WriteFile(b.Tokens, []byte(`{"tokens":[{"name":"bench","sha256":"`+hex.EncodeToString(h[:])+`","admin":true}]}`), 0o600); err != nil {
+		return nil, err
+	}
+	b.server, err = testkit.StartPostgres(ctx, testkit.Options{Durable: true})
+	return b, err
+}
+
+// newDatabase makes the next servers use another empty database.
+func (b *run) newDatabase(ctx context.Context) error {
+	db, err := b.server.NewDatabase(ctx)
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(db)
+	b.Database = string(text)
+	return err
+}
+
+// app returns the group of an application: of the form and length of a GUID.
+func app(n int) identity.Group {
+	return identity.Group(fmt.Sprintf("%08x-e53a-42a2-b5ca-%012x", n*2654435761&0xffffffff, n))
+}
+
+// policies returns n policies between the applications, the same each time. Each application is the source of about three.
+func policies(n int) []policy.Policy {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	ps := make([]policy.Policy, n)
+	for i := range ps {
+		ps[i] = policy.Policy{Source: app(i % apps), Destination: app(rnd.IntN(apps)), Protocol: policy.TCP, Ports: policy.Ports{First: uint16(1 + i/apps), Last: uint16(1 + i/apps)}}
+	}
+	return ps
+}
+
+// person returns a client of the external API.
+func (s *setup) person(p *process) (*policyhttp.Client, error) {
+	tc, err := service.Certificates{CA: s.CA, Cert: s.Cert, Key: s.Key}.Client()
+	if err != nil {
+		return nil, err
+	}
+	return policyhttp.NewClient([]string{"https://" + p.external}, tc, policyhttp.ClientOptions{
+		Timeout: time.Minute, Token: func(context.Context) (string, error) { return token, nil },
+	}), nil
+}
+
+// fill creates the policies, 2,000 in a request.
+func fill(ctx context.Context, c *policyhttp.Client, ps []policy.Policy) error {
+	for len(ps) > 0 {
+		n := min(2000, len(ps))
+		if err := c.Create(ctx, ps[:n]); err != nil {
+			return err
+		}
+		ps = ps[n:]
+	}
+	return nil
+}
+
+// central measures what one server does for people and for agents that poll.
+func (b *run) central(ctx context.Context, r *bench.Report) (err error) {
+	if err := b.newDatabase(ctx); err != nil {
+		return err
+	}
+	pg, err := newBaseline(ctx, b.server, b.Dir)
+	if err != nil {
+		return err
+	}
+	first, err := b.start(ctx)
+	if err != nil {
+		return err
+	}
+	c, err := b.person(first)
+	if err == nil {
+		start := time.Now()
+		err = fill(ctx, c, policies(held))
+		r.Add("policy.fill", held/time.Since(start).Seconds(), "policies/s", math.NaN())
+		c.Close()
+	}
+	if err = errors.Join(err, first.stop()); err != nil {
+		return err
+	}
+	p, err := b.start(ctx) // as after a restart: the memory of filling is gone
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.stop()) }()
+	return errors.Join(b.reads(ctx, r, p), b.memory(r, p), b.writes(ctx, r, p, pg))
+}
+
+func (b *run) memory(r *bench.Report, p *process) error {
+	rss, err := p.rss()
+	r.AtMost("policy.resident", rss, "MiB", 64)
+	return err
+}
+
+// get fetches from the internal API and returns how long that took, body read, and its size.
+func get(ctx context.Context, h *http.Client, url string) (float64, int64, error) {
+	var n int64
+	ms, err := bench.Millis(func() error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+		if err != nil {
+			return err
+		}
+		resp, err := h.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s: %s", url[:min(len(url), 100)], resp.Status)
+		}
+		n, err = io.Copy(io.Discard, resp.Body)
+		return err
+	})
+	return ms, n, err
+}
+
+// reads measures the query for 100 ids and the whole list, over one kept connection.
+func (b *run) reads(ctx context.Context, r *bench.Report, p *process) error {
+	tc, err := service.Certificates{CA: b.CA, Cert: b.Cert, Key: b.Key}.Client()
+	if err != nil {
+		return err
+	}
+	h := &http.Client{Transport: &http.Transport{TLSClientConfig: tc, DisableCompression: true}}
+	defer h.CloseIdleConnections()
+	rnd := rand.New(rand.NewPCG(3, 4))
+	var some, all []float64
+	var someSize, allSize int64
+	for range queries {
+		ids := make([]string, 100)
+		for i := range ids {
+			ids[i] = string(app(rnd.IntN(apps)))
+		}
+		ms, n, err := get(ctx, h, "https://"+p.internal+policyhttp.PathPolicies+"?id="+strings.Join(ids, ","))
+		if err != nil {
+			return err
+		}
+		some, someSize = append(some, ms), n
+	}
+	for range lists {
+		ms, n, err := get(ctx, h, "https://"+p.internal+policyhttp.PathPolicies)
+		if err != nil {
+			return err
+		}
+		all, allSize = append(all, ms), n
+	}
+	r.AtMost("policy.query100.p50", bench.Median(some), "ms", 3)
+	r.Add("policy.query100.p99", bench.Percentile(some, 0.99), "ms", math.NaN())
+	r.Add("policy.query100.size", float64(someSize)/1024, "KiB", math.NaN())
+	r.AtMost("policy.list.p50", bench.Median(all), "ms", 60)
+	r.Add("policy.list.size", float64(allSize)/(1<<20), "MiB", math.NaN())
+	return nil
+}
+
+// writes measures policies that are created one in a request, in rounds that alternate with pgbench, and removes them again.
+func (b *run) writes(ctx context.Context, r *bench.Report, p *process, pg *baseline) error {
+	cs := make([]*policyhttp.Client, clients)
+	for i := range cs {
+		var err error
+		if cs[i], err = b.person(p); err != nil {
+			return err
+		}
+		defer cs[i].Close()
+	}
+	var inserts, creates []float64
+	for n := range rounds {
+		made, err := during(round, cs, func(c *policyhttp.Client, who, k int) (policy.Policy, error) {
+			q := policy.Policy{Source: app((who*7919 + k) % apps), Destination: app((who*104729 + k*31) % apps), Protocol: policy.UDP, Ports: policy.Ports{First: uint16(1000 + n), Last: uint16(2000 + k%60000)}}
+			return q, c.Create(ctx, []policy.Policy{q})
+		}, &creates)
+		if err = errors.Join(err, pg.sample(ctx, &inserts)); err != nil {
+			return err
+		}
+		for len(made) > 0 {
+			k := min(2000, len(made))
+			if err := cs[0].Delete(ctx, made[:k]); err != nil {
+				return err
+			}
+			made = made[k:]
+		}
+	}
+	r.RatioAtLeast("policy.create", bench.Median(creates), "1/s", bench.Median(inserts), 0.5)
+	return nil
+}
+
+// during lets all clients do one thing after the other for d, adds their rate to samples and returns what was made.
+func during(d time.Duration, cs []*policyhttp.Client, do func(c *policyhttp.Client, who, k int) (policy.Policy, error), samples *[]float64) ([]policy.Policy, error) {
+	made, errs := make([][]policy.Policy, len(cs)), make([]error, len(cs))
+	var calls atomic.Int64
+	var wg sync.WaitGroup
+	start := time.Now()
+	for i, c := range cs {
+		wg.Go(func() {
+			for k := 0; time.Since(start) < d; k++ {
+				p, err := do(c, i, k)
+				if errs[i] = err; err != nil {
+					return
+				}
+				made[i] = append(made[i], p)
+				calls.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	*samples = append(*samples, float64(calls.Load())/time.Since(start).Seconds())
+	var all []policy.Policy
+	for _, m := range made {
+		all = append(all, m...)
+	}
+	return all, errors.Join(errs...)
+}
