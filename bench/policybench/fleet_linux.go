@@ -392,15 +392,21 @@ func (f *fleet) quiet(r *bench.Report) error {
 // restart ends all agents and starts them at once from nothing, each tenth of them twice, and measures until all have everything.
 func (f *fleet) restart(ctx context.Context, r *bench.Report, person *policyhttp.Client) error {
 	f.end()
+	for _, a := range f.agents {
+		a.mu.Lock()
+		a.held = nil
+		a.mu.Unlock()
+	}
 	done, _ := f.expect(0)
 	start := time.Now()
 	f.start()
+	var kills sync.WaitGroup
 	for i, a := range f.agents {
 		if i%10 != 0 {
 			continue
 		}
-		f.wg.Go(func() {
-			pause(ctx, time.Duration(rand.N(int64(3*time.Second))))
+		kills.Go(func() {
+			pause(ctx, rand.N(3*time.Second))
 			a.mu.Lock()
 			a.stop()
 			a.mu.Unlock()
@@ -408,9 +414,13 @@ func (f *fleet) restart(ctx context.Context, r *bench.Report, person *policyhttp
 			f.run(a)
 		})
 	}
+	kills.Wait()
 	err := f.within(done, 2*time.Minute)
 	r.AtMost("policy.fleet.restart", time.Since(start).Seconds(), "s", 60)
 	if err != nil {
+		return err
+	}
+	if err := f.await(time.Minute); err != nil { // those that were killed after they had everything
 		return err
 	}
 	all, _ := f.expect(1) // nobody was lost
