@@ -211,7 +211,6 @@ type foundry struct {
 	spaces map[string][]string       // user -> spaces
 	fail   func(path string) int     // status to answer instead, 0 for none
 	hide   bool                      // apps are not shown
-	own    string
 }
 
 func newFoundry(t testing.TB) *foundry {

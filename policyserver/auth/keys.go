@@ -49,7 +49,7 @@ func (s *keySet) find(ctx context.Context, kid string) ([]jose.JSONWebKey, error
 	if _, err := s.refresh(ctx, keysPause); err != nil {
 		return nil, err
 	}
-	found, failed, asked := s.look(kid)
+	found, asked, failed := s.look(kid)
 	switch {
 	case found != nil:
 		return found, nil
@@ -59,13 +59,13 @@ func (s *keySet) find(ctx context.Context, kid string) ([]jose.JSONWebKey, error
 	return nil, fault.Deniedf("the issuer has no key %.80q", kid)
 }
 
-func (s *keySet) look(kid string) (found []jose.JSONWebKey, failed error, asked time.Time) {
+func (s *keySet) look(kid string) (found []jose.JSONWebKey, asked time.Time, failed error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if time.Since(s.fetched) < keysKept {
 		found = s.named(kid)
 	}
-	return found, s.failed, s.asked
+	return found, s.asked, s.failed
 }
 
 // refresh asks the issuer, unless that was done less than gap ago, and reports whether it did. The error is only that ctx ended before it
@@ -105,8 +105,7 @@ func (s *keySet) keep(ctx context.Context) error {
 	if _, err := s.refresh(ctx, 0); err != nil {
 		return err
 	}
-	_, failed, _ := s.look("")
-	if failed != nil {
+	if _, _, failed := s.look(""); failed != nil {
 		return fmt.Errorf("fetch keys of the issuer: %w", failed)
 	}
 	return nil

@@ -31,16 +31,16 @@ func (c *Certificates) Authenticate(r *http.Request) (policyhttp.Caller, error) 
 		}
 	}
 	var groups []string
-	first := ""
+	found := false
 	for pattern, gs := range c.Writers {
 		for _, n := range names {
 			if policyhttp.Matches(pattern, n) {
-				groups, first = append(groups, gs...), n
+				groups, found = append(groups, gs...), true
 				break
 			}
 		}
 	}
-	if first == "" {
+	if !found {
 		return policyhttp.Caller{}, fault.Deniedf("the client certificate of %s is neither one of mtls.admins nor of mtls.writers", strconv.Quote(names[0]))
 	}
 	slices.Sort(groups)

@@ -54,7 +54,7 @@ func TestAnOutageIsNoDenial(t *testing.T) {
 		"garbage": func(w http.ResponseWriter, _ *http.Request) bool { w.Write([]byte("<html>")); return true },
 		"empty":   func(w http.ResponseWriter, _ *http.Request) bool { w.Write([]byte("{}")); return true },
 		"redirect": func(w http.ResponseWriter, r *http.Request) bool {
-			http.Redirect(w, r, "http://127.0.0.1:1/", 302)
+			http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusFound)
 			return true
 		},
 		"silence": func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true },
