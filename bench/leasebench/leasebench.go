@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"code.cloudfoundry.org/silk/bench"
+	"code.cloudfoundry.org/silk/bench/load"
 	"code.cloudfoundry.org/silk/internal/service"
 	"code.cloudfoundry.org/silk/internal/sqldb"
 	"code.cloudfoundry.org/silk/internal/testkit"
@@ -87,25 +88,25 @@ func (b *run) host() string {
 }
 
 // on runs f against a controller of its own over db, with clients connected.
-func (b *run) on(ctx context.Context, db sqldb.Config, more map[string]any, f func(p *process, l *load) error) error {
+func (b *run) on(ctx context.Context, db sqldb.Config, more map[string]any, f func(p *process, l *load.Load) error) error {
 	p, err := start(ctx, b.bin, b.dir, b.ca, b.cert, b.key, db, more)
 	if err != nil {
 		return err
 	}
-	l, err := dialAll(ctx, p.api, b.tls, clients, func(*client) error { return nil })
+	l, err := load.DialAll(ctx, p.api, b.tls, clients, func(*load.Client) error { return nil })
 	if err != nil {
 		return errors.Join(err, p.stop())
 	}
 	err = f(p, l)
-	l.close()
+	l.Close()
 	return errors.Join(err, p.stop())
 }
 
 // fill lets 10,000 hosts get their leases and returns those as JSON.
-func (b *run) fill(l *load) ([]string, error) {
+func (b *run) fill(l *load.Load) ([]string, error) {
 	leases := make([]string, held)
-	err := l.each(held, func(c *client, i int) error {
-		body, err := c.call("PUT", leasehttp.PathAcquire, acquire(b.host()))
+	err := l.Each(held, func(c *load.Client, i int) error {
+		body, err := c.Call("PUT", leasehttp.PathAcquire, acquire(b.host()))
 		leases[i] = string(body)
 		return err
 	})
@@ -128,7 +129,7 @@ func (b *run) throughput(ctx context.Context, r *bench.Report) error {
 	var acquires, written, unwritten []float64
 	var inserts, updates, beside rates
 	// With a staleness threshold of 1 s every renewal has to be written.
-	err = b.on(ctx, db, map[string]any{"staleness_threshold_seconds": 1}, func(_ *process, l *load) error {
+	err = b.on(ctx, db, map[string]any{"staleness_threshold_seconds": 1}, func(_ *process, l *load.Load) error {
 		if leases, err = b.fill(l); err != nil {
 			return err
 		}
@@ -145,7 +146,7 @@ func (b *run) throughput(ctx context.Context, r *bench.Report) error {
 	if err != nil {
 		return err
 	}
-	err = b.on(ctx, db, nil, func(_ *process, l *load) error {
+	err = b.on(ctx, db, nil, func(_ *process, l *load.Load) error {
 		for range rounds {
 			if err := errors.Join(renewals(l, leases, &unwritten), pg.sample(ctx, pg.update, &beside)); err != nil {
 				return err
@@ -160,18 +161,18 @@ func (b *run) throughput(ctx context.Context, r *bench.Report) error {
 }
 
 // newLeases lets hosts without a lease get one, and give it back after the measurement.
-func (b *run) newLeases(l *load, samples *[]float64) error {
-	got := make([][]string, len(l.clients))
-	rate, err := l.during(round, func(c *client, who, _ int) error {
+func (b *run) newLeases(l *load.Load, samples *[]float64) error {
+	got := make([][]string, len(l.Clients))
+	rate, err := l.During(round, func(c *load.Client, who, _ int) error {
 		h := b.host()
 		got[who] = append(got[who], h)
-		_, err := c.call("PUT", leasehttp.PathAcquire, acquire(h))
+		_, err := c.Call("PUT", leasehttp.PathAcquire, acquire(h))
 		return err
 	})
 	*samples = append(*samples, rate)
-	return errors.Join(err, l.all(func(who int, c *client) error {
+	return errors.Join(err, l.All(func(who int, c *load.Client) error {
 		for _, h := range got[who] {
-			if _, err := c.call("PUT", leasehttp.PathRelease, acquire(h)); err != nil {
+			if _, err := c.Call("PUT", leasehttp.PathRelease, acquire(h)); err != nil {
 				return err
 			}
 		}
@@ -179,9 +180,9 @@ func (b *run) newLeases(l *load, samples *[]float64) error {
 	}))
 }
 
-func renewals(l *load, leases []string, samples *[]float64) error {
-	rate, err := l.during(round, func(c *client, who, k int) error {
-		_, err := c.call("PUT", leasehttp.PathRenew, leases[(who+k*clients)%len(leases)])
+func renewals(l *load.Load, leases []string, samples *[]float64) error {
+	rate, err := l.During(round, func(c *load.Client, who, k int) error {
+		_, err := c.Call("PUT", leasehttp.PathRenew, leases[(who+k*clients)%len(leases)])
 		return err
 	})
 	*samples = append(*samples, rate)
@@ -189,12 +190,12 @@ func renewals(l *load, leases []string, samples *[]float64) error {
 }
 
 // list measures the whole list, body read, over one kept connection.
-func (b *run) list(l *load, r *bench.Report) error {
+func (b *run) list(l *load.Load, r *bench.Report) error {
 	var took []float64
 	var size int
 	for range fetches {
 		ms, err := bench.Millis(func() error {
-			body, err := l.clients[0].call("GET", leasehttp.PathLeases, "")
+			body, err := l.Clients[0].Call("GET", leasehttp.PathLeases, "")
 			size = len(body)
 			return err
 		})
@@ -216,11 +217,11 @@ func (b *run) memory(ctx context.Context, r *bench.Report) error {
 	if err != nil {
 		return err
 	}
-	if err := b.on(ctx, db, nil, func(_ *process, l *load) error { _, err := b.fill(l); return err }); err != nil {
+	if err := b.on(ctx, db, nil, func(_ *process, l *load.Load) error { _, err := b.fill(l); return err }); err != nil {
 		return err
 	}
-	return b.on(ctx, db, nil, func(p *process, l *load) error {
-		since, err := revision(l.clients[0])
+	return b.on(ctx, db, nil, func(p *process, l *load.Load) error {
+		since, err := revision(l.Clients[0])
 		if err != nil {
 			return err
 		}
@@ -228,30 +229,30 @@ func (b *run) memory(ctx context.Context, r *bench.Report) error {
 		if err != nil {
 			return err
 		}
-		watch := func(c *client) error { return c.send("GET", leasehttp.PathWatch+"?wait=60&since="+since, "") }
-		daemons, err := dialAll(ctx, p.api, b.tls, waiting, watch)
+		watch := func(c *load.Client) error { return c.Send("GET", leasehttp.PathWatch+"?wait=60&since="+since, "") }
+		daemons, err := load.DialAll(ctx, p.api, b.tls, waiting, watch)
 		if err != nil {
 			return err
 		}
-		defer daemons.close()
+		defer daemons.Close()
 		first, err := waitingRSS(ctx, p)
 		if err != nil {
 			return err
 		}
 		start := time.Now()
-		if _, err := l.clients[0].call("PUT", leasehttp.PathAcquire, acquire(b.host())); err != nil {
+		if _, err := l.Clients[0].Call("PUT", leasehttp.PathAcquire, acquire(b.host())); err != nil {
 			return err
 		}
-		for _, c := range daemons.clients {
-			if _, _, err := c.receive(); err != nil {
+		for _, c := range daemons.Clients {
+			if _, _, err := c.Receive(); err != nil {
 				return err
 			}
 		}
 		told := time.Since(start)
-		if since, err = revision(l.clients[0]); err != nil {
+		if since, err = revision(l.Clients[0]); err != nil {
 			return err
 		}
-		for _, c := range daemons.clients {
+		for _, c := range daemons.Clients {
 			if err := watch(c); err != nil {
 				return err
 			}
@@ -273,8 +274,8 @@ func waitingRSS(ctx context.Context, p *process) (float64, error) {
 	return p.rss()
 }
 
-func revision(c *client) (string, error) {
-	body, err := c.call("GET", leasehttp.PathWatch, "")
+func revision(c *load.Client) (string, error) {
+	body, err := c.Call("GET", leasehttp.PathWatch, "")
 	if err != nil {
 		return "", err
 	}

@@ -22,12 +22,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"code.cloudfoundry.org/silk/bench"
+	"code.cloudfoundry.org/silk/bench/load"
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/internal/service"
 	"code.cloudfoundry.org/silk/internal/testkit"
@@ -243,58 +243,50 @@ func (b *run) reads(ctx context.Context, r *bench.Report, p *process) error {
 
 // writes measures policies that are created one in a request, in rounds that alternate with pgbench, and removes them again.
 func (b *run) writes(ctx context.Context, r *bench.Report, p *process, pg *baseline) error {
-	cs := make([]*policyhttp.Client, clients)
-	for i := range cs {
-		var err error
-		if cs[i], err = b.person(p); err != nil {
-			return err
-		}
-		defer cs[i].Close()
+	c, err := b.person(p)
+	if err != nil {
+		return err
 	}
+	defer c.Close()
+	tc, err := service.Certificates{CA: b.CA, Cert: b.Cert, Key: b.Key}.Client()
+	if err != nil {
+		return err
+	}
+	l, err := load.DialAll(ctx, p.external, tc, clients, func(c *load.Client) error {
+		c.Header("Authorization: bearer " + token + "\r\n")
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
 	var inserts, creates []float64
 	for n := range rounds {
-		made, err := during(round, cs, func(c *policyhttp.Client, who, k int) (policy.Policy, error) {
-			q := policy.Policy{Source: app((who*7919 + k) % apps), Destination: app((who*104729 + k*31) % apps), Protocol: policy.UDP, Ports: policy.Ports{First: uint16(1000 + n), Last: uint16(2000 + k%60000)}}
-			return q, c.Create(ctx, []policy.Policy{q})
-		}, &creates)
+		made := make([][]policy.Policy, clients)
+		rate, err := l.During(round, func(c *load.Client, who, k int) error {
+			q := policy.Policy{
+				Source: app((who*2503 + k) % apps), Destination: app((who*7919 + k*31) % apps), Protocol: policy.UDP, Ports: policy.Ports{First: uint16(n + 1), Last: uint16(1000 + k%60000)},
+			}
+			made[who] = append(made[who], q)
+			_, err := c.Call(http.MethodPost, policyhttp.ExternalV1+"/policies", body(q))
+			return err
+		})
+		creates = append(creates, rate)
 		if err = errors.Join(err, pg.sample(ctx, &inserts)); err != nil {
 			return err
 		}
-		for len(made) > 0 {
-			k := min(2000, len(made))
-			if err := cs[0].Delete(ctx, made[:k]); err != nil {
+		for part := range slices.Chunk(slices.Concat(made...), 2000) {
+			if err := c.Delete(ctx, part); err != nil {
 				return err
 			}
-			made = made[k:]
 		}
 	}
 	r.RatioAtLeast("policy.create", bench.Median(creates), "1/s", bench.Median(inserts), 0.5)
 	return nil
 }
 
-// during lets all clients do one thing after the other for d, adds their rate to samples and returns what was made.
-func during(d time.Duration, cs []*policyhttp.Client, do func(c *policyhttp.Client, who, k int) (policy.Policy, error), samples *[]float64) ([]policy.Policy, error) {
-	made, errs := make([][]policy.Policy, len(cs)), make([]error, len(cs))
-	var calls atomic.Int64
-	var wg sync.WaitGroup
-	start := time.Now()
-	for i, c := range cs {
-		wg.Go(func() {
-			for k := 0; time.Since(start) < d; k++ {
-				p, err := do(c, i, k)
-				if errs[i] = err; err != nil {
-					return
-				}
-				made[i] = append(made[i], p)
-				calls.Add(1)
-			}
-		})
-	}
-	wg.Wait()
-	*samples = append(*samples, float64(calls.Load())/time.Since(start).Seconds())
-	var all []policy.Policy
-	for _, m := range made {
-		all = append(all, m...)
-	}
-	return all, errors.Join(errs...)
+// body is the request to create one policy.
+func body(p policy.Policy) string {
+	return fmt.Sprintf(`{"policies":[{"source":{"id":"%s"},"destination":{"id":"%s","protocol":"%v","ports":{"start":%d,"end":%d}}}]}`,
+		p.Source, p.Destination, p.Protocol, p.Ports.First, p.Ports.Last)
 }

@@ -1,4 +1,8 @@
-package leasebench
+// Package load puts load on our servers that costs little beside what is measured: clients that write requests and read answers over TLS with as little
+// as HTTP/1.1 allows.
+//
+// It is no HTTP client for anything else: it knows answers with a Content-Length only.
+package load
 
 import (
 	"bufio"
@@ -16,32 +20,41 @@ import (
 	"time"
 )
 
-// client is one connection to a controller. It writes requests and reads answers with as little as HTTP/1.1 allows, so that
+// Client is one connection to a server, for one goroutine at a time. It writes requests and reads answers with as little as HTTP/1.1 allows, so that
 // on a small machine the load costs little beside what is measured.
-type client struct {
+type Client struct {
 	conn *tls.Conn
 	r    *bufio.Reader
 	out  []byte
 	body []byte
+
+	header string
 }
 
-func dial(ctx context.Context, addr string, tc *tls.Config) (*client, error) {
+// Dial connects to a server at host:port.
+func Dial(ctx context.Context, addr string, tc *tls.Config) (*Client, error) {
 	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 10 * time.Second}, Config: tc}
 	c, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
 	}
-	return &client{conn: c.(*tls.Conn), r: bufio.NewReaderSize(c, 4<<10)}, nil
+	return &Client{conn: c.(*tls.Conn), r: bufio.NewReaderSize(c, 4<<10)}, nil
 }
 
-func (c *client) close() { c.conn.Close() }
+// Close ends the connection.
+func (c *Client) Close() { c.conn.Close() }
 
-// send writes one request.
-func (c *client) send(method, path, body string) error {
+// Header is sent with every request: lines that each end in \r\n.
+func (c *Client) Header(lines string) { c.header = lines }
+
+// Send writes one request.
+func (c *Client) Send(method, path, body string) error {
 	b := append(c.out[:0], method...)
 	b = append(b, ' ')
 	b = append(b, path...)
-	b = append(b, " HTTP/1.1\r\nHost: silk\r\nContent-Length: "...)
+	b = append(b, " HTTP/1.1\r\nHost: silk\r\n"...)
+	b = append(b, c.header...)
+	b = append(b, "Content-Length: "...)
 	b = strconv.AppendInt(b, int64(len(body)), 10)
 	b = append(b, "\r\n\r\n"...)
 	c.out = append(b, body...)
@@ -49,8 +62,8 @@ func (c *client) send(method, path, body string) error {
 	return err
 }
 
-// receive reads one answer; its body is valid until the next one.
-func (c *client) receive() (status int, body []byte, err error) {
+// Receive reads one answer; its body is valid until the next one.
+func (c *Client) Receive() (status int, body []byte, err error) {
 	line, err := c.r.ReadSlice('\n')
 	if err != nil {
 		return 0, nil, err
@@ -87,33 +100,33 @@ func (c *client) receive() (status int, body []byte, err error) {
 	return status, body, err
 }
 
-// call is send and receive; an answer that is not 200 is an error.
-func (c *client) call(method, path, body string) ([]byte, error) {
-	if err := c.send(method, path, body); err != nil {
+// Call is Send and Receive; an answer that is not 200 is an error.
+func (c *Client) Call(method, path, body string) ([]byte, error) {
+	if err := c.Send(method, path, body); err != nil {
 		return nil, err
 	}
-	status, b, err := c.receive()
+	status, b, err := c.Receive()
 	if err == nil && status != 200 {
 		err = fmt.Errorf("%s %s %s: %d %s", method, path, body, status, b)
 	}
 	return b, err
 }
 
-// load is several clients of one controller.
-type load struct{ clients []*client }
+// Load is several clients of one server.
+type Load struct{ Clients []*Client }
 
-// dialAll connects n clients, a few at a time, and lets each do then: a connection that sends nothing is soon closed.
-func dialAll(ctx context.Context, addr string, tc *tls.Config, n int, then func(c *client) error) (*load, error) {
-	l := &load{clients: make([]*client, n)}
+// DialAll connects n clients, a few at a time, and lets each do then: a connection that sends nothing is soon closed.
+func DialAll(ctx context.Context, addr string, tc *tls.Config, n int, then func(c *Client) error) (*Load, error) {
+	l := &Load{Clients: make([]*Client, n)}
 	var next atomic.Int64
 	var wg sync.WaitGroup
 	errs := make([]error, 4)
 	for w := range errs {
 		wg.Go(func() {
 			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
-				c, err := dial(ctx, addr, tc)
+				c, err := Dial(ctx, addr, tc)
 				if err == nil {
-					l.clients[i] = c
+					l.Clients[i] = c
 					err = then(c)
 				}
 				if err != nil {
@@ -125,24 +138,25 @@ func dialAll(ctx context.Context, addr string, tc *tls.Config, n int, then func(
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
-		l.close()
+		l.Close()
 		return nil, err
 	}
 	return l, nil
 }
 
-func (l *load) close() {
-	for _, c := range l.clients {
+// Close ends all connections.
+func (l *Load) Close() {
+	for _, c := range l.Clients {
 		if c != nil {
-			c.close()
+			c.Close()
 		}
 	}
 }
 
-// each calls do for 0 to n-1, spread over the clients.
-func (l *load) each(n int, do func(c *client, i int) error) error {
+// Each calls do for 0 to n-1, spread over the clients.
+func (l *Load) Each(n int, do func(c *Client, i int) error) error {
 	var next atomic.Int64
-	return l.all(func(_ int, c *client) error {
+	return l.All(func(_ int, c *Client) error {
 		for {
 			i := int(next.Add(1)) - 1
 			if i >= n {
@@ -155,11 +169,11 @@ func (l *load) each(n int, do func(c *client, i int) error) error {
 	})
 }
 
-// during calls do on all clients, over and over for d, and returns calls per second. k counts the calls of one client.
-func (l *load) during(d time.Duration, do func(c *client, who, k int) error) (float64, error) {
+// During calls do on all clients, over and over for d, and returns calls per second. k counts the calls of one client.
+func (l *Load) During(d time.Duration, do func(c *Client, who, k int) error) (float64, error) {
 	start := time.Now()
 	var calls atomic.Int64
-	err := l.all(func(who int, c *client) error {
+	err := l.All(func(who int, c *Client) error {
 		k := 0
 		for ; time.Since(start) < d; k++ {
 			if err := do(c, who, k); err != nil {
@@ -172,10 +186,11 @@ func (l *load) during(d time.Duration, do func(c *client, who, k int) error) (fl
 	return float64(calls.Load()) / time.Since(start).Seconds(), err
 }
 
-func (l *load) all(f func(who int, c *client) error) error {
-	errs := make([]error, len(l.clients))
+// All calls f with all clients at once.
+func (l *Load) All(f func(who int, c *Client) error) error {
+	errs := make([]error, len(l.Clients))
 	var wg sync.WaitGroup
-	for i, c := range l.clients {
+	for i, c := range l.Clients {
 		wg.Go(func() { errs[i] = f(i, c) })
 	}
 	wg.Wait()
