@@ -47,9 +47,16 @@ func newBaseline(ctx context.Context, s *testkit.Server, dir string) (*baseline,
 	return b, os.WriteFile(b.script, []byte(baselineInsert), 0o644)
 }
 
-// sample runs the script for a round and adds the transactions per second.
-func (b *baseline) sample(ctx context.Context, samples *[]float64) error {
-	tps, err := b.server.PGBench(ctx, b.database, b.script, clients, round)
-	*samples = append(*samples, tps)
+// rates are the transactions per second of the rounds, by how pgbench sends them.
+type rates struct{ simple, prepared []float64 }
+
+// sample runs the script for a round of each protocol and adds the transactions per second.
+func (b *baseline) sample(ctx context.Context, to *rates) error {
+	simple, err := b.server.PGBench(ctx, b.database, b.script, clients, round, false)
+	if err != nil {
+		return err
+	}
+	prepared, err := b.server.PGBench(ctx, b.database, b.script, clients, round, true)
+	to.simple, to.prepared = append(to.simple, simple), append(to.prepared, prepared)
 	return err
 }

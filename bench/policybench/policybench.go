@@ -1,7 +1,8 @@
 // Package policybench measures policy-server: a process of its own over PostgreSQL with durable commits and 62,000 policies between
 // 20,000 applications, asked over TLS, and a fleet of 2,000 agents that watch it.
 //
-// New policies are compared with what pgbench commits on the same server as single-row transactions of the same kind, in rounds that alternate. The agents
+// New policies are compared with what pgbench commits on the same server as single-row transactions of the same kind, by its own defaults and with prepared
+// statements, in rounds that alternate. The agents
 // are real clients of the watch (policyhttp.Client) without a kernel; they and the server are in a network namespace of their own, whose loopback device
 // counts their traffic.
 //
@@ -260,7 +261,8 @@ func (b *run) writes(ctx context.Context, r *bench.Report, p *process, pg *basel
 		return err
 	}
 	defer l.Close()
-	var inserts, creates []float64
+	var inserts rates
+	var creates []float64
 	for n := range rounds {
 		made := make([][]policy.Policy, clients)
 		rate, err := l.During(round, func(c *load.Client, who, k int) error {
@@ -281,7 +283,9 @@ func (b *run) writes(ctx context.Context, r *bench.Report, p *process, pg *basel
 			}
 		}
 	}
-	r.RatioAtLeast("policy.create", bench.Median(creates), "1/s", bench.Median(inserts), 0.5)
+	rate := bench.Median(creates)
+	r.RatioAtLeast("policy.create", rate, "1/s", bench.Median(inserts.simple), 0.5)
+	r.RatioAtLeast("policy.create.prepared", rate, "1/s", bench.Median(inserts.prepared), 0.5)
 	return nil
 }
 
