@@ -255,8 +255,8 @@ func (f *foundry) serve(w http.ResponseWriter, r *http.Request) {
 		reply(c)
 	case "/v3/apps":
 		var out []any
-		for _, g := range strings.Split(r.Form.Get("guids"), ",") {
-			if s, ok := f.apps[g]; ok && !f.hide {
+		for g, s := range f.apps {
+			if asked := slices.Contains(strings.Split(r.Form.Get("guids"), ","), g) || slices.Contains(strings.Split(r.Form.Get("space_guids"), ","), s); asked && !f.hide {
 				out = append(out, map[string]any{"guid": g, "links": map[string]any{"space": map[string]string{"href": "/v3/spaces/" + s}}})
 			}
 		}
@@ -265,7 +265,7 @@ func (f *foundry) serve(w http.ResponseWriter, r *http.Request) {
 		var out []any
 		user := r.Form.Get("user_guids")
 		for _, s := range f.spaces[user] {
-			if slices.Contains(strings.Split(r.Form.Get("space_guids"), ","), s) {
+			if !r.Form.Has("space_guids") || slices.Contains(strings.Split(r.Form.Get("space_guids"), ","), s) {
 				out = append(out, map[string]any{"type": "space_developer", "relationships": map[string]any{"user": ref(user), "space": ref(s)}})
 			}
 		}

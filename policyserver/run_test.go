@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net"
@@ -175,6 +176,36 @@ func TestSpaceDevelopers(t *testing.T) {
 	f.with(func() { f.fail = func(path string) int { return map[bool]int{true: 503}[path == "/check_token"] } })
 	if err := person(t, "https://"+r.External, tc, "unknown").Create(t.Context(), []policy.Policy{of(t, "web db tcp 2")}); !errors.Is(err, fault.Unavailable) {
 		t.Errorf("without uaa: %v, want unavailable", err)
+	}
+}
+
+// TestADeveloperAmongManyApps: with more apps than Cloud Controller is asked about one by one, the answer is the same.
+func TestADeveloperAmongManyApps(t *testing.T) {
+	w, f := newWorld(t, sqldb.SQLite), newFoundry(t)
+	f.users["admin"] = map[string]any{"sub": "a", "scope": []string{"network.admin"}}
+	f.users["dev"] = map[string]any{"sub": "d", "scope": []string{"network.write"}}
+	f.apps["web"], f.apps["db"] = "s1", "s2"
+	f.spaces["d"] = []string{"s1", "s2"}
+	all := []policy.Policy{of(t, "web db tcp 1"), of(t, "web ghost tcp 1")}
+	for n := range 600 {
+		app := fmt.Sprintf("foreign-%d", n)
+		f.apps[app] = "s3"
+		all = append(all, of(t, "web "+app+" tcp 1"), of(t, app+" db tcp 1"))
+	}
+	r := start(t, w.load(t, w.both(t, f.keys())), discard)
+	tc := w.client(t, "x")
+	if err := person(t, "https://"+r.External, tc, "admin").Create(t.Context(), all); err != nil {
+		t.Fatal(err)
+	}
+	dev := person(t, "https://"+r.External, tc, "dev")
+	if ps, err := dev.List(t.Context(), policy.Filter{}); err != nil || len(ps) != 1 || ps[0] != all[0] {
+		t.Errorf("a developer sees %d policies, %v, want the first", len(ps), err)
+	}
+	if err := dev.Delete(t.Context(), all); err != nil { // each has one end that is theirs
+		t.Errorf("delete: %v", err)
+	}
+	if err := dev.Create(t.Context(), all); !errors.Is(err, fault.Denied) {
+		t.Errorf("create: %v, want denied", err)
 	}
 }
 

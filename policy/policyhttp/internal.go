@@ -294,6 +294,9 @@ func (h *internal) tag(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, r, http.StatusBadRequest, err.Error(), nil)
 	case errors.Is(err, fault.Exhausted):
 		h.fail(w, r, http.StatusConflict, "tag cannot be given: "+err.Error(), nil)
+	case errors.Is(err, fault.Unavailable):
+		w.Header().Set("Retry-After", "1")
+		h.fail(w, r, http.StatusServiceUnavailable, "database is away", err)
 	default: // a group that has a tag of another type included, as in the deployed server
 		h.fail(w, r, http.StatusInternalServerError, "database create failed", err)
 	}

@@ -8,6 +8,9 @@ import (
 	"code.cloudfoundry.org/silk/identity"
 )
 
+// emptySet is that of a host without containers.
+var emptySet = setOf(nil)
+
 // groupSets remembers the lists of groups that agents asked for, by their digest, so that an agent whose list stays the same does not send
 // it again. Beyond its limit it forgets those that were used longest ago; their agents then send them once more.
 type groupSets struct {
@@ -29,7 +32,7 @@ type groupSet struct {
 // resolve returns the groups of a set: those given, which it then remembers, or if they are nil those that it remembers. An unknown set is
 // fault.NotFound.
 func (s *groupSets) resolve(id setID, given []identity.Group) ([]identity.Group, error) {
-	if id == setOf(nil) {
+	if id == emptySet {
 		return nil, nil
 	}
 	s.mu.Lock()

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"math"
 	"strings"
 	"time"
@@ -135,20 +134,3 @@ func (c claims) list(name string) ([]string, bool) {
 	}
 	return nil, false
 }
-
-// denied gives err, whatever its kind, the text that a caller is to see.
-func denied(text string, err error) error {
-	return fault.New(fault.Denied, &shown{text, err})
-}
-
-// shown is an error whose text is for the caller and whose cause is for those who look inside.
-type shown struct {
-	text  string
-	cause error
-}
-
-// Error returns the text for the caller.
-func (e *shown) Error() string { return e.text }
-
-// Cause returns why, for the log.
-func (e *shown) Cause() error { return fmt.Errorf("%s: %w", e.text, e.cause) }

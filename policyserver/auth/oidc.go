@@ -66,7 +66,7 @@ func (o *OIDC) Authenticate(r *http.Request) (policyhttp.Caller, error) {
 	}
 	if errors.Is(err, fault.Denied) {
 		o.log.Debug("token refused", "method", "oidc", "error", err)
-		err = denied("failed to verify token", err)
+		err = fault.Deniedf("failed to verify token")
 	}
 	if err != nil {
 		return policyhttp.Caller{}, err

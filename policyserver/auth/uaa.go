@@ -61,8 +61,8 @@ func NewUAA(cfg UAAConfig, out *outbound.Client, log *slog.Logger) *UAA {
 	return u
 }
 
-// refused is what a caller with a token that is not good is told, in the words of the deployed server.
-const refused = "failed to verify token with uaa"
+// errRefused is what a caller with a token that is not good is told, in the words of the deployed server. Why is in the log at level debug.
+var errRefused = fault.Deniedf("failed to verify token with uaa")
 
 // Authenticate is a Method.
 func (u *UAA) Authenticate(r *http.Request) (policyhttp.Caller, error) {
@@ -71,12 +71,12 @@ func (u *UAA) Authenticate(r *http.Request) (policyhttp.Caller, error) {
 	case errors.Is(err, policyhttp.ErrNoCredentials):
 		return policyhttp.Caller{}, err
 	case err != nil:
-		return policyhttp.Caller{}, denied(refused, err)
+		return policyhttp.Caller{}, errRefused
 	}
 	c, err := u.verify(r.Context(), token)
 	if errors.Is(err, fault.Denied) {
 		u.log.Debug("token refused", "method", "uaa", "error", err)
-		err = denied(refused, err)
+		err = errRefused
 	}
 	return c, err
 }
