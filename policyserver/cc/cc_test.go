@@ -41,6 +41,13 @@ func newController(t testing.TB) *controller {
 	return c
 }
 
+// answering makes the controller answer otherwise.
+func (c *controller) answering(f func(w http.ResponseWriter, r *http.Request) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.answer = f
+}
+
 func (c *controller) serve(w http.ResponseWriter, r *http.Request) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -193,27 +200,27 @@ func TestAnswersThatDoNotAddUp(t *testing.T) {
 		"no space":        `{"pagination":{"total_pages":1,"total_results":1},"resources":[{"guid":"a"}]}`,
 		"a list of words": `{"pagination":{"total_pages":1,"total_results":1},"resources":["a"]}`,
 	} {
-		c.answer = func(w http.ResponseWriter, _ *http.Request) bool { w.Write([]byte(answer)); return true }
+		c.answering(func(w http.ResponseWriter, _ *http.Request) bool { w.Write([]byte(answer)); return true })
 		if got, err := client(c, 0).Spaces(t.Context(), []string{"a", "b"}); !errors.Is(err, fault.Unavailable) {
 			t.Errorf("%s: %v, %v, want unavailable", name, got, err)
 		}
 	}
 	for code, kind := range map[int]fault.Kind{500: fault.Unavailable, 503: fault.Unavailable, 403: fault.Unavailable, 302: fault.Unavailable} {
-		c.answer = func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(code); return true }
+		c.answering(func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(code); return true })
 		if _, err := client(c, 0).Spaces(t.Context(), []string{"a"}); !errors.Is(err, kind) {
 			t.Errorf("%d: %v, want %v", code, err, kind)
 		}
 	}
-	c.answer = func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true }
+	c.answering(func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true })
 	if _, err := client(c, 0).Spaces(t.Context(), []string{"a"}); !errors.Is(err, fault.Unavailable) {
 		t.Errorf("silence: %v, want unavailable", err)
 	}
 	// Roles and apps that were not asked for are nobody's.
-	c.answer = func(w http.ResponseWriter, _ *http.Request) bool {
+	c.answering(func(w http.ResponseWriter, _ *http.Request) bool {
 		w.Write([]byte(`{"pagination":{"total_pages":1},"resources":[{"type":"space_developer","relationships":{"user":{"data":{"guid":"other"}},"space":{"data":{"guid":"s"}}}},` +
 			`{"type":"space_auditor","relationships":{"user":{"data":{"guid":"ada"}},"space":{"data":{"guid":"s"}}}}]}`))
 		return true
-	}
+	})
 	if got, err := client(c, 0).DevelopedOf(t.Context(), "ada", []string{"s"}); err != nil || len(got) != 0 {
 		t.Errorf("others' roles: %v, %v", got, err)
 	}
