@@ -51,7 +51,6 @@ func FuzzParse(f *testing.F) {
 		if _, e, ok := parseEntry(b); ok {
 			o.entries = append(o.entries, e)
 		}
-		parseMarkRule(b)
 		o.lower = lowerLink{2, 1500, "eth0"}
 		cfg := Config{Device: "silk-vtep", VNI: 1, Port: 4789, Underlay: netip.MustParseAddr("10.0.16.15"), Network: netip.MustParsePrefix("10.255.0.0/16")}
 		cfg.Local = testLease(t, "10.255.30.0/24", "10.0.16.15")

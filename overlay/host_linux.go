@@ -36,7 +36,7 @@ func (f *Fabric) CheckHost(ctx context.Context, cfg Config, resolvers []netip.Ad
 	}
 	warnings, err := checkRoutes(cfg, routes)
 	errs = append(errs, err)
-	rules, err := f.markRules()
+	rules, err := f.rt.MarkRules(TagMask)
 	if err != nil {
 		return nil, err
 	}
@@ -123,51 +123,4 @@ func (f *Fabric) hostRoutes() ([]hostRoute, error) {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
 	return routes, nil
-}
-
-// markRule is a routing rule that looks at marks.
-type markRule struct{ priority, mark, mask uint32 }
-
-// String returns the rule as ip writes it.
-func (r markRule) String() string {
-	return fmt.Sprintf("%d: fwmark 0x%x/0x%x", r.priority, r.mark, r.mask)
-}
-
-// markRules returns the IPv4 rules that look at bits of TagMask.
-func (f *Fabric) markRules() ([]markRule, error) {
-	h := make([]byte, unix.SizeofRtMsg) // a fib_rule_hdr is as long
-	h[0] = unix.AF_INET
-	var b kernel.Batch
-	b.Add(unix.RTM_GETRULE, 0, h)
-	var rules []markRule
-	err := f.rt.Dump(&b, func() { rules = nil }, func(m kernel.Message) error {
-		if r, ok := parseMarkRule(m.Body); ok {
-			rules = append(rules, r)
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list routing rules: %w", err)
-	}
-	return rules, nil
-}
-
-// parseMarkRule reads a fib_rule_hdr. It is ok for a rule that looks at bits of TagMask.
-func parseMarkRule(b []byte) (r markRule, ok bool) {
-	if len(b) < unix.SizeofRtMsg {
-		return markRule{}, false
-	}
-	marked := false
-	r.mask = ^uint32(0)
-	for t, v := range kernel.Attrs(b[unix.SizeofRtMsg:]) {
-		switch t {
-		case unix.FRA_PRIORITY:
-			r.priority = kernel.Uint32(v)
-		case unix.FRA_FWMARK:
-			r.mark, marked = kernel.Uint32(v), true
-		case unix.FRA_FWMASK:
-			r.mask = kernel.Uint32(v)
-		}
-	}
-	return r, marked && r.mask&TagMask != 0
 }
