@@ -1,0 +1,109 @@
+package nft
+
+import (
+	"net/netip"
+	"testing"
+
+	"code.cloudfoundry.org/silk/firewall"
+	"code.cloudfoundry.org/silk/identity"
+	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/policy"
+	"golang.org/x/sys/unix"
+)
+
+// seeds are requests of our own, which the kernel's answers resemble.
+func seeds() [][]byte {
+	rs := firewall.Ruleset{Sources: []firewall.Source{{Address: netip.MustParseAddr("10.255.30.2"), Device: "s-010255030002", Tag: 7}}}
+	f := frame{network: netip.MustParsePrefix("10.255.0.0/16"), vtep: "silk-vtep", connMask: tagMask}
+	w := (&builder{}).wish(f, &rs, nil)
+	var out [][]byte
+	e := encoder{owned: true}
+	for _, c := range plan(w, &state{}, true) {
+		e.b.Reset()
+		e.change(c)
+		out = append(out, append([]byte(nil), e.b.Bytes()[unix.NLMSG_HDRLEN:]...))
+	}
+	return out
+}
+
+// FuzzParse: nothing that the kernel, or whoever speaks in its place, says makes a parser fail badly.
+func FuzzParse(f *testing.F) {
+	for _, s := range seeds() {
+		f.Add(s, "allow-0007")
+	}
+	f.Fuzz(func(t *testing.T, b []byte, name string) {
+		canonical(b)
+		parseChain(b)
+		parseSet(b)
+		parseCounter(b)
+		for _, n := range []string{name, setSources, setDestinations, "allow-0007", "ranges-0007-0"} {
+			x := set{name: n}
+			if parseElements(b, &x) && kindOf(n) == nil {
+				t.Errorf("elements of a set %q that is none of ours", n)
+			}
+			for _, e := range x.elems {
+				_ = elementText(n, e)
+			}
+		}
+		x, _ := parseForeignChain(b)
+		parseForeignRule(b, []*foreignChain{&x})
+		concerns(kernel.Message{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | uint16(len(b)), Body: b}, 1)
+	})
+}
+
+// FuzzAllowKey: the kernel's keys and ours are the same thing.
+func FuzzAllowKey(f *testing.F) {
+	f.Add(uint16(7), uint8(6), uint16(80), uint16(90))
+	f.Fuzz(func(t *testing.T, tag uint16, proto uint8, first, last uint16) {
+		a := firewall.Allow{Source: identity.Tag(tag), Protocol: policy.Protocol(proto), Ports: policy.Ports{First: first, Last: last}}
+		for _, ranges := range []bool{false, true} {
+			k, end := allowKey(a, first, ranges), allowKey(a, last, ranges)
+			if got, ok := parseAllow(k[:], end[:], ranges); !ok || got != a {
+				t.Errorf("%+v came back as %+v, %v", a, got, ok)
+			}
+		}
+	})
+}
+
+// TestCanonicalTellsRulesApart: every rule that we have differs from every other in the form that is compared, but for those of the same text.
+func TestCanonicalTellsRulesApart(t *testing.T) {
+	seen := map[string]string{}
+	chains := frame{network: netip.MustParsePrefix("10.255.0.0/16"), vtep: "silk-vtep", connMask: 0xffff0000, router: 7}.chains()
+	for _, c := range append(chains, from("silk-vtep", 7), from("silk-vtep", 0x700), to(7, "allow-0007", rangesRule{"ranges-0007-0", 1}), to(8, "allow-0008", rangesRule{"shards-0008-4", 4})) {
+		for _, r := range c.rules {
+			if text, ok := seen[r.canon]; ok && text != r.text {
+				t.Errorf("%q and %q are the same to a comparison", text, r.text)
+			}
+			seen[r.canon] = r.text
+		}
+	}
+	if len(seen) < 40 {
+		t.Errorf("%d rules", len(seen))
+	}
+}
+
+// TestDifference: what is more and what is less lead from one list to the other.
+func TestDifference(t *testing.T) {
+	number := func(a, b int) int { return a - b }
+	for _, x := range []struct{ want, have, more, less []int }{
+		{[]int{1, 2, 3}, []int{1, 2, 3}, nil, nil},
+		{[]int{1, 2, 3}, nil, []int{1, 2, 3}, nil},
+		{nil, []int{1}, nil, []int{1}},
+		{[]int{1, 3, 5, 9}, []int{1, 2, 5, 6, 9}, []int{3}, []int{2, 6}},
+		{[]int{1, 1}, []int{1}, []int{1}, nil},
+	} {
+		more, less := difference(x.want, x.have, number)
+		if !equal(more, x.more) || !equal(less, x.less) {
+			t.Errorf("%v from %v: more %v, less %v", x.want, x.have, more, less)
+		}
+	}
+}
+
+func equal(a, b []int) bool {
+	for i := range a {
+		if i >= len(b) || a[i] != b[i] {
+			return false
+		}
+	}
+	return len(a) == len(b)
+}

@@ -1,0 +1,53 @@
+package nft_test
+
+import (
+	"flag"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"code.cloudfoundry.org/silk/firewall/nft"
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "rewrite the files in testdata")
+
+// sortElements sorts the elements of each set in a listing: the kernel keeps them in no order.
+func sortElements(listing string) string {
+	return regexp.MustCompile(`(?s)elements = \{.*?\}`).ReplaceAllStringFunc(listing, func(s string) string {
+		list := strings.Split(strings.TrimSpace(s[len("elements = {"):len(s)-1]), ",")
+		for i := range list {
+			list[i] = strings.TrimSpace(list[i])
+		}
+		slices.Sort(list)
+		return "elements = { " + strings.Join(list, ", ") + " }"
+	})
+}
+
+// TestListing lists the table with the nft of the distribution, which dies of rules that it does not know.
+func TestListing(t *testing.T) {
+	h := newHost(t)
+	table := h.open(nft.Options{Unowned: true})
+	in := example()
+	in.Router = 0x77
+	in.Endpoints[0].Ingress = []uint16{8080, 8443}
+	rs := compile(t, in)
+	set(t, table, rs)
+	holds(t, table, rs)
+	got := sortElements(h.sh("nft -s list ruleset"))
+	const path = "testdata/listing.nft"
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), got); d != "" {
+		t.Errorf("nft lists (-want +got):\n%s", d)
+	}
+}
