@@ -13,6 +13,7 @@ import (
 	"code.cloudfoundry.org/silk/bench"
 	"code.cloudfoundry.org/silk/bench/cni"
 	"code.cloudfoundry.org/silk/bench/daemon"
+	"code.cloudfoundry.org/silk/bench/firewall"
 	"code.cloudfoundry.org/silk/bench/leasebench"
 	"code.cloudfoundry.org/silk/bench/overlay"
 	"code.cloudfoundry.org/silk/bench/policybench"
@@ -30,10 +31,11 @@ var rooms = []room{
 	{"daemon", daemon.Run},
 	{"cni", cni.Run},
 	{"policy", policybench.Run},
+	{"firewall", firewall.Run},
 }
 
 func main() {
-	if overlay.Hold() || policybench.Fleet() {
+	if overlay.Hold() || policybench.Fleet() || firewall.Child() {
 		return
 	}
 	only := flag.String("only", "", "comma list of rooms to measure (default all)")

@@ -1,0 +1,203 @@
+// Package firewall measures what the packets of containers pay for the firewall and what its changes cost.
+//
+// Traffic runs between containers in namespaces of its own, on one host and across two, four times side by side: without any firewall,
+// with connection tracking and no rules, with 10 policies and with 60,000 of which the one that is used came last. Each round
+// measures all four in turn; what is judged is the median of the rounds' ratios.
+package firewall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"time"
+
+	"code.cloudfoundry.org/silk/bench"
+	"code.cloudfoundry.org/silk/firewall"
+	"code.cloudfoundry.org/silk/firewall/nft"
+	"code.cloudfoundry.org/silk/identity"
+	"code.cloudfoundry.org/silk/policy"
+)
+
+// Run measures the bars of the firewall.
+func Run(ctx context.Context, r *bench.Report) error {
+	for _, measure := range []func(context.Context, *bench.Report) error{changes, cut, traffic} {
+		if err := measure(ctx, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var tags = map[string]identity.Tag{"a1": 1, "a2": 2, "b1": 3}
+
+func groupOf(t identity.Tag) identity.Group { return identity.Group(fmt.Sprintf("%036x", int(t))) }
+
+func rule(from, to identity.Tag, p policy.Protocol, first, last uint16) policy.Rule {
+	return policy.Rule{Policy: policy.Policy{Source: groupOf(from), Destination: groupOf(to), Protocol: p, Ports: policy.Ports{First: first, Last: last}},
+		SourceTag: from, DestinationTag: to}
+}
+
+// rules returns n policies for what a group may be sent, the last of which are those that traffic from a1 needs.
+func rules(n int, to identity.Tag) []policy.Rule {
+	out := make([]policy.Rule, 0, n)
+	for i := range n - 2 {
+		out = append(out, rule(identity.Tag(0x1000+i%3000), to, policy.TCP, uint16(8080+i/3000), uint16(8080+i/3000)))
+	}
+	return append(out, rule(tags["a1"], to, policy.TCP, port, port), rule(tags["a1"], to, policy.UDP, port, port))
+}
+
+func compile(n int, names ...string) (firewall.Ruleset, error) {
+	in := firewall.Input{Network: overlayNet, VTEP: vtep}
+	for _, name := range names {
+		in.Endpoints = append(in.Endpoints, endpointOf(name))
+	}
+	for _, to := range []string{"a2", "b1"} {
+		in.Rules = append(in.Rules, rules(n, tags[to])...)
+	}
+	rs, problems := firewall.Compile(in)
+	if len(problems) > 0 {
+		return rs, fmt.Errorf("compile policies: %v", problems[0])
+	}
+	return rs, nil
+}
+
+// variant is a world and what guards it.
+type variant struct {
+	name   string
+	world  *world
+	tables []*nft.Table
+}
+
+func (v *variant) close() {
+	for _, t := range v.tables {
+		t.Close()
+	}
+	if v.world != nil {
+		v.world.close()
+	}
+}
+
+const trackOnly = `nft add table ip track
+nft 'add chain ip track forward { type filter hook forward priority 0; policy accept; }'
+nft add rule ip track forward ct state established,related accept`
+
+// variants in the order in which the first round has them.
+func variants(ctx context.Context) (vs []*variant, err error) {
+	for _, name := range []string{"none", "tracking", "10", "60000"} {
+		v := &variant{name: name}
+		vs = append(vs, v)
+		if v.world, err = newWorld(); err != nil {
+			return vs, err
+		}
+		n := 0
+		fmt.Sscan(name, &n)
+		for i, ns := range v.world.hosts {
+			switch {
+			case name == "none":
+			case name == "tracking":
+				err = shell(ns, trackOnly)
+			default:
+				var t *nft.Table
+				if t, err = nft.Open(ns, nft.Options{}); err != nil {
+					return vs, err
+				}
+				v.tables = append(v.tables, t)
+				var rs firewall.Ruleset
+				if rs, err = compile(n, [][]string{{"a1", "a2"}, {"b1"}}[i]...); err == nil {
+					_, err = t.Set(ctx, rs)
+				}
+			}
+			if err != nil {
+				return vs, err
+			}
+			if name != "none" {
+				// So that what closed connections leave behind is not what is measured.
+				if err := shell(ns, "sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_time_wait=5 net.netfilter.nf_conntrack_tcp_timeout_close=2"); err != nil {
+					return vs, err
+				}
+			}
+		}
+	}
+	return vs, nil
+}
+
+const (
+	rounds = 9
+	turns  = 5 // of each variant in a round
+	length = 100 * time.Millisecond
+)
+
+// bars are what the rates at 60,000 policies must reach of those of other variants: requests, connections, packets.
+var bars = map[string]map[string][3]float64{
+	"same":   {"none": {0.85, 0.85, 0.75}, "tracking": {0.93, 0.93, 0.85}, "10": {0.95, 0.95, 0.9}},
+	"across": {"none": {0.84, 0.76, 0.65}, "tracking": {0.93, 0.93, 0.85}, "10": {0.95, 0.95, 0.9}},
+}
+
+func traffic(ctx context.Context, r *bench.Report) error {
+	vs, err := variants(ctx)
+	defer func() {
+		for _, v := range vs {
+			v.close()
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	for _, p := range []struct{ name, from, to string }{{"same", "a1", "a2"}, {"across", "a1", "b1"}} {
+		for i, m := range measures {
+			rates := map[string][]rate{}
+			for range rounds {
+				round, err := m.round(ctx, vs, p.from, p.to)
+				if err != nil {
+					return err
+				}
+				for name, x := range round {
+					rates[name] = append(rates[name], x)
+				}
+			}
+			for _, base := range []string{"none", "tracking", "10"} {
+				judge(r, fmt.Sprintf("firewall.%s.%s.60000_of_%s", p.name, m.name, base), rates["60000"], rates[base], bars[p.name][base][i])
+			}
+		}
+	}
+	return nil
+}
+
+// round measures every variant some times for a short while, so that what else the machine does at the time meets all alike.
+func (m measure) round(ctx context.Context, vs []*variant, from, to string) (map[string]rate, error) {
+	sums := map[string]rate{}
+	for turn := range turns {
+		for k := range vs {
+			v := vs[(k+turn)%len(vs)]
+			x, err := m.run(ctx, v.world, from, to, length)
+			if err != nil {
+				return nil, fmt.Errorf("with %s: %w", v.name, err)
+			}
+			sum := sums[v.name]
+			sums[v.name] = rate{sum.perSecond + x.perSecond/turns, sum.perCPU + x.perCPU/turns}
+		}
+	}
+	return sums, nil
+}
+
+// judge reports the median of the rounds' ratios, by the clock, which is what is promised, and by the CPU time that was spent, which a
+// machine that does other things too disturbs less.
+func judge(r *bench.Report, name string, ours, base []rate, bar float64) {
+	var rate, byClock, byCPU []float64
+	for i := range ours {
+		rate = append(rate, ours[i].perSecond)
+		byClock = append(byClock, ours[i].perSecond/base[i].perSecond)
+		byCPU = append(byCPU, ours[i].perCPU/base[i].perCPU)
+	}
+	v := bench.Median(byClock)
+	r.Add(name+".rate", bench.Median(rate), "1/s", math.NaN())
+	r.Bar(name, v, "ratio", math.NaN(), fmt.Sprintf(">= %.2f", bar), v >= bar)
+	r.Add(name+".cpu", bench.Median(byCPU), "ratio", math.NaN())
+	if os.Getenv("SILK_BENCH_VERBOSE") != "" {
+		fmt.Fprintf(os.Stderr, "%s clock %.3f cpu %.3f\n", name, byClock, byCPU)
+	}
+}
+
+var errEmpty = errors.New("nothing was sent")

@@ -1,0 +1,150 @@
+package firewall
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+
+	"code.cloudfoundry.org/silk/firewall"
+	"code.cloudfoundry.org/silk/internal/kernel"
+)
+
+// world is two hosts with containers a1 and a2 on one, b1 on the other, as reference measurements of container networks have them: hosts joined by a veth
+// of MTU 1500, containers with a /32 behind a veth of their own, between the hosts VXLAN with a route, a neighbour and a
+// forwarding entry. All of it is in one kernel, so a packet between the hosts costs what it costs both of them.
+type world struct {
+	hosts      [2]*kernel.NS
+	containers map[string]*kernel.NS
+}
+
+var (
+	overlayNet = netip.MustParsePrefix("10.255.0.0/16")
+	addresses  = map[string]netip.Addr{"a1": netip.MustParseAddr("10.255.1.1"), "a2": netip.MustParseAddr("10.255.1.2"), "b1": netip.MustParseAddr("10.255.2.1")}
+)
+
+const vtep = "silk-vtep"
+
+func hostOf(container string) int { return int(container[0] - 'a') }
+
+func deviceOf(container string) string {
+	a := addresses[container].As4()
+	return fmt.Sprintf("s-%03d%03d%03d%03d", a[0], a[1], a[2], a[3])
+}
+
+func endpointOf(container string) firewall.Endpoint {
+	return firewall.Endpoint{Device: deviceOf(container), Address: addresses[container], Group: groupOf(tags[container])}
+}
+
+func newWorld() (w *world, err error) {
+	w = &world{containers: map[string]*kernel.NS{}}
+	defer func() {
+		if err != nil {
+			w.close()
+		}
+	}()
+	quiet := "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1 net.ipv4.tcp_max_tw_buckets=0 " +
+		"net.ipv4.ip_local_port_range='1024 65000'\nip link set lo up\n"
+	for i := range w.hosts {
+		if w.hosts[i], err = kernel.NewNS(); err != nil {
+			return w, err
+		}
+		if err := shell(w.hosts[i], quiet+"sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0\n"); err != nil {
+			return w, err
+		}
+	}
+	if err := w.wire(); err != nil {
+		return w, err
+	}
+	for name := range addresses {
+		if w.containers[name], err = kernel.NewNS(); err != nil {
+			return w, err
+		}
+		if err := errors.Join(shell(w.containers[name], quiet), w.attach(name)); err != nil {
+			return w, err
+		}
+	}
+	return w, nil
+}
+
+func (w *world) close() {
+	for _, ns := range w.hosts {
+		if ns != nil {
+			ns.Close()
+		}
+	}
+	for _, ns := range w.containers {
+		ns.Close()
+	}
+}
+
+func path(ns *kernel.NS) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.FD()) }
+
+func (w *world) wire() error {
+	if err := shell(w.hosts[0], "ip link add under mtu 1500 type veth peer name under netns "+path(w.hosts[1])); err != nil {
+		return err
+	}
+	for i, ns := range w.hosts {
+		me, other := i+1, 2-i
+		if err := shell(ns, fmt.Sprintf(`ip addr add 192.168.0.%[1]d/24 dev under
+			ip link set under up
+			ip link add %[3]s address ee:ee:0a:ff:0%[1]d:00 mtu 1450 type vxlan id 1 local 192.168.0.%[1]d dstport 4789 nolearning gbp
+			ip addr add 10.255.%[1]d.0/32 dev %[3]s
+			ip link set %[3]s up
+			ip route add 10.255.%[2]d.0/24 via 10.255.%[2]d.0 dev %[3]s onlink src 10.255.%[1]d.0
+			ip neigh add 10.255.%[2]d.0 lladdr ee:ee:0a:ff:0%[2]d:00 dev %[3]s nud permanent
+			bridge fdb add ee:ee:0a:ff:0%[2]d:00 dev %[3]s dst 192.168.0.%[2]d self permanent`, me, other, vtep)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *world) attach(name string) error {
+	device, a := deviceOf(name), addresses[name]
+	b := a.As4()
+	host, inner := fmt.Sprintf("aa:aa:0a:ff:%02x:%02x", b[2], b[3]), fmt.Sprintf("ee:ee:0a:ff:%02x:%02x", b[2], b[3])
+	err := shell(w.hosts[hostOf(name)], fmt.Sprintf(`ip link add %[1]s address %[2]s mtu 1450 type veth peer name eth0 address %[3]s mtu 1450 netns %[4]s
+		ip addr add 169.254.0.1/32 dev %[1]s
+		ip link set %[1]s up
+		ip route add %[5]v/32 dev %[1]s
+		ip neigh add %[5]v lladdr %[3]s dev %[1]s nud permanent`, device, host, inner, path(w.containers[name]), a))
+	if err != nil {
+		return err
+	}
+	return shell(w.containers[name], fmt.Sprintf(`ip addr add %[1]v/32 dev eth0
+		ip link set eth0 up
+		ip route add 169.254.0.1 dev eth0 scope link
+		ip route add default via 169.254.0.1 dev eth0
+		ip neigh add 169.254.0.1 lladdr %[2]s dev eth0 nud permanent`, a, host))
+}
+
+func shell(ns *kernel.NS, script string) error {
+	return ns.Do(func() error {
+		cmd := exec.Command("sh", "-e")
+		cmd.Stdin = strings.NewReader(script)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+}
+
+// forget empties the table of connections of both hosts.
+func (w *world) forget() error {
+	for _, ns := range w.hosts {
+		if err := ns.Do(func() error {
+			c, err := kernel.OpenConntrack()
+			if err != nil || c == nil {
+				return err
+			}
+			defer c.Close()
+			return c.FlushAll(func(netip.Addr) bool { return true })
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
