@@ -6,7 +6,11 @@ import (
 )
 
 func TestChoose(t *testing.T) {
-	for list, want := range map[string]string{"": "lease,overlay,daemon,cni", "cni": "cni", "cni,lease": "lease,cni", "cnii": "error", "cni,": "error"} {
+	all := make([]string, len(rooms))
+	for i, r := range rooms {
+		all[i] = r.name
+	}
+	for list, want := range map[string]string{"": strings.Join(all, ","), "cni": "cni", "cni,lease": "lease,cni", "cnii": "error", "cni,": "error"} {
 		chosen, err := choose(list)
 		var names []string
 		for _, r := range chosen {
