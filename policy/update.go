@@ -37,30 +37,74 @@ func (u Update) Changes() bool { return u.Full || len(u.Set) > 0 || len(u.Gone) 
 // Apply returns the rules that hold after u, given those held before it, sorted by policy. An update that does not add up to its
 // own seal is fault.Invalid: ask again from the zero revision, and change nothing.
 func (u Update) Apply(held []Rule) ([]Rule, error) {
-	all := make(map[Policy]Rule, len(held)+len(u.Set))
-	if !u.Full {
-		for _, r := range held {
-			all[r.Policy] = r
+	if u.Full {
+		held = nil
+	}
+	held = sorted(held)
+	next, _, err := u.apply(held, Sum(held))
+	return next, err
+}
+
+// apply is Apply for rules that are sorted, each policy once, and whose digest is known. It costs little more than a copy of them.
+func (u Update) apply(held []Rule, sum Digest) ([]Rule, Digest, error) {
+	if u.Full {
+		held, sum = nil, 0
+	}
+	set := sorted(u.Set)
+	drop := make([]Policy, 0, len(u.Gone)+len(set)) // from held: what ceased, and what is set anew
+	drop = append(drop, u.Gone...)
+	for _, r := range set {
+		drop = append(drop, r.Policy)
+	}
+	slices.SortFunc(drop, Compare)
+	kept := make([]Rule, 0, len(held)+len(set))
+	from := 0
+	for _, p := range drop {
+		if i, ok := slices.BinarySearchFunc(held[from:], p, compareTo); ok {
+			kept = append(kept, held[from:from+i]...)
+			sum = sum.Remove(held[from+i])
+			from += i + 1
 		}
 	}
-	for _, p := range u.Gone {
-		delete(all, p)
-	}
-	for _, r := range u.Set {
-		all[r.Policy] = r
-	}
-	out := make([]Rule, 0, len(all))
-	var sum Digest
-	for _, r := range all {
-		out = append(out, r)
-		sum = sum.Add(r)
+	kept = append(kept, held[from:]...)
+	out := kept
+	if len(set) > 0 {
+		out = make([]Rule, 0, len(kept)+len(set))
+		for _, r := range set {
+			i, _ := slices.BinarySearchFunc(kept, r.Policy, compareTo)
+			out = append(append(out, kept[:i]...), r)
+			kept, sum = kept[i:], sum.Add(r)
+		}
+		out = append(out, kept...)
 	}
 	if len(out) != u.Count || sum != u.Sum {
-		return nil, fault.Invalidf("update to revision %v is not complete: %d policies with digest %v, expected %d with %v",
+		return nil, 0, fault.Invalidf("update to revision %v is not complete: %d policies with digest %v, expected %d with %v",
 			u.Revision, len(out), sum, u.Count, u.Sum)
 	}
-	slices.SortFunc(out, func(a, b Rule) int { return Compare(a.Policy, b.Policy) })
-	return out, nil
+	return out, sum, nil
+}
+
+func compareTo(r Rule, p Policy) int { return Compare(r.Policy, p) }
+
+// sorted returns rules in order, of those with the same policy the last. It does not change the slice, which is returned as it is if
+// that is in order.
+func sorted(rules []Rule) []Rule {
+	inOrder := true
+	for i := 1; i < len(rules) && inOrder; i++ {
+		inOrder = Compare(rules[i-1].Policy, rules[i].Policy) < 0
+	}
+	if inOrder {
+		return rules
+	}
+	all := slices.Clone(rules)
+	slices.SortStableFunc(all, func(a, b Rule) int { return Compare(a.Policy, b.Policy) })
+	out := all[:0]
+	for i, r := range all {
+		if i+1 == len(all) || all[i+1].Policy != r.Policy {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 // Digest proves that a list of rules is complete. It does not depend on their order, so whoever keeps a list can keep its digest by Add
