@@ -82,9 +82,10 @@ func (l *Loop) Run(ctx context.Context) error {
 	return nil
 }
 
-// wait returns false when ctx ended. A kick ends a regular pause after MinGap; one that follows a failure is cut short
+// wait returns false when ctx ended. A kick ends a regular pause once MinGap is over; one that follows a failure is cut short
 // to the first retry pause.
 func (l *Loop) wait(ctx context.Context, pause time.Duration, succeeded bool) bool {
+	ended := time.Now()
 	var after <-chan time.Time
 	if pause > 0 {
 		t := time.NewTimer(pause)
@@ -102,7 +103,7 @@ func (l *Loop) wait(ctx context.Context, pause time.Duration, succeeded bool) bo
 	if !succeeded {
 		gap = max(gap, min(pause, l.retry()))
 	}
-	if gap <= 0 {
+	if gap -= time.Since(ended); gap <= 0 {
 		return true
 	}
 	t := time.NewTimer(gap)

@@ -88,6 +88,22 @@ func TestMinGapHoldsKicksBack(t *testing.T) {
 	})
 }
 
+func TestAKickAfterMinGapIsServedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var last time.Time
+		l := &reconcile.Loop{MinGap: time.Second, Step: func(context.Context) error { last = time.Now(); return nil }}
+		stop := start(t, l)
+		defer stop()
+		time.Sleep(time.Second)
+		kicked := time.Now()
+		l.Kick()
+		synctest.Wait()
+		if !last.Equal(kicked) {
+			t.Errorf("the pass came %v after the kick, want none: the last one ended a second before", last.Sub(kicked))
+		}
+	})
+}
+
 func TestFailuresBackOffAndAreCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		boom := errors.New("boom")
