@@ -1,0 +1,152 @@
+package policyagent
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"code.cloudfoundry.org/silk/internal/reconcile"
+)
+
+// metrics returns the handler of /metrics. Nothing is counted twice: values are read when somebody asks.
+func (a *agent) metrics() http.Handler {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collector{a}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second})
+}
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("silk_policy_agent_"+name, help, labels, nil)
+}
+
+var (
+	descState    = desc("state", "1 for the state the agent is in, 0 for the others.", "state")
+	descPasses   = desc("loop_passes_total", "Passes of a loop.", "loop")
+	descFailures = desc("loop_failures_total", "Passes of a loop that failed.", "loop")
+	descSuccess  = desc("loop_last_success_timestamp_seconds", "When a loop last succeeded; absent before the first time.", "loop")
+	descTook     = desc("loop_last_duration_seconds", "How long the last pass of a loop took.", "loop")
+
+	descRevision = desc("revision_in_force", "Counter of the revision that the kernel has; absent while that is not known.", "epoch")
+	descHeard    = desc("heard_timestamp_seconds", "When policy-server last answered; absent before the first time.")
+	descUnheard  = desc("hear_failures_total", "Failed attempts to hear policies.")
+	descHeld     = desc("policies_held", "Policies that are enforced though the last list does not have them.")
+	descPolicies = desc("policies", "Allowances in the kernel: policies towards containers of this host.")
+	descElements = desc("elements", "Elements of the policy table.")
+	descOwned    = desc("table_owned", "1 when nobody but this agent can change the policy table.")
+	descDrift    = desc("drift_repairs_total", "Objects and elements that somebody else had changed and that were put right.")
+	descCut      = desc("connections_ended_total", "Connections ended because no policy allows them any more.")
+	descRefused  = desc("refused_packets_total", "Packets refused since the table was made.", "reason")
+	descLatency  = desc("change_to_kernel_seconds", "Time from hearing of a change to having it in the kernel.")
+
+	descContainers = desc("containers", "Containers on this host, by what is known of them.", "state")
+	descSkipped    = desc("skipped", "Records, policies and groups that cannot be enforced and are refused.")
+)
+
+// collector reads the agent when it is asked.
+type collector struct{ a *agent }
+
+// Describe implements prometheus.Collector: the metrics depend on the state, so none are promised.
+func (c collector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(out chan<- prometheus.Metric) {
+	a := c.a
+	h, _, _ := a.health()
+	gauge := func(desc *prometheus.Desc, v float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(desc *prometheus.Desc, v uint64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(v), labels...)
+	}
+	stamp := func(desc *prometheus.Desc, t time.Time, labels ...string) {
+		if !t.IsZero() {
+			gauge(desc, float64(t.UnixMilli())/1000, labels...)
+		}
+	}
+	flag := func(desc *prometheus.Desc, on bool, labels ...string) {
+		v := 0.0
+		if on {
+			v = 1
+		}
+		gauge(desc, v, labels...)
+	}
+	for _, s := range []string{"ready", "degraded", "starting"} {
+		flag(descState, s == h.Status, s)
+	}
+	for _, l := range []*reconcile.Loop{a.enforcement, a.save} {
+		st := l.Stats()
+		counter(descPasses, st.Passes, l.Name)
+		counter(descFailures, st.Failures, l.Name)
+		stamp(descSuccess, st.LastSuccess, l.Name)
+		gauge(descTook, st.Duration.Seconds(), l.Name)
+	}
+	a.mu.Lock()
+	p, held := a.now, a.held.Absent()
+	p.latency.buckets = slices.Clone(p.latency.buckets)
+	a.mu.Unlock()
+	if !p.inForce.IsZero() {
+		gauge(descRevision, float64(p.inForce.Counter), p.inForce.Epoch)
+	}
+	stamp(descHeard, p.heard)
+	counter(descUnheard, p.hearFailures)
+	gauge(descHeld, float64(held))
+	gauge(descPolicies, float64(p.policies))
+	gauge(descElements, float64(p.desired))
+	counter(descDrift, p.drift)
+	counter(descCut, p.cut)
+	gauge(descContainers, float64(len(p.enforced)), "enforced")
+	gauge(descContainers, float64(len(p.hosted.containers)-len(p.enforced)), "refused")
+	gauge(descContainers, float64(p.hosted.strangers), "unknown")
+	gauge(descSkipped, float64(len(p.problems)))
+	out <- p.latency.metric()
+
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	st, err := a.table.Stats(ctx)
+	if err != nil {
+		a.log.Warn("counters of the policy table could not be read", "error", err)
+		return
+	}
+	flag(descOwned, st.Owned)
+	for reason, n := range st.Refused {
+		counter(descRefused, n, string(reason))
+	}
+}
+
+// latencyBounds are the upper bounds of the buckets of a latency, in seconds.
+var latencyBounds = []float64{0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10}
+
+// latency is a histogram of durations.
+type latency struct {
+	buckets []uint64 // as many as bounds, not cumulated
+	count   uint64
+	sum     float64
+}
+
+func (l *latency) add(d time.Duration) {
+	if l.buckets == nil {
+		l.buckets = make([]uint64, len(latencyBounds))
+	}
+	l.count++
+	l.sum += d.Seconds()
+	if i, _ := slices.BinarySearch(latencyBounds, d.Seconds()); i < len(latencyBounds) {
+		l.buckets[i]++
+	}
+}
+
+func (l latency) metric() prometheus.Metric {
+	cumulated := make(map[float64]uint64, len(latencyBounds))
+	n := uint64(0)
+	for i, b := range latencyBounds {
+		if l.buckets != nil {
+			n += l.buckets[i]
+		}
+		cumulated[b] = n
+	}
+	return prometheus.MustNewConstHistogram(descLatency, l.count, l.sum, cumulated)
+}
