@@ -48,8 +48,10 @@ func (c *call) add(ctx context.Context) error {
 	if err != nil {
 		return failed("attach container", err)
 	}
-	c.pokeAgent()
-	if err := c.print(resultOf(c.cfg.CNIVersion, r, c.netns)); err != nil {
+	if err = c.awaitPolicy(dir, r); err == nil {
+		err = c.print(resultOf(c.cfg.CNIVersion, r, c.netns))
+	}
+	if err != nil {
 		return errors.Join(err, c.detach(ctx, dir, r.Key, nil))
 	}
 	return nil
@@ -150,22 +152,4 @@ func (c *call) translate(ctx context.Context, n network) error {
 		no = []netip.Prefix{n.overlay}
 	}
 	return nat.Ensure(ctx, nil, nat.Config{Local: []netip.Prefix{n.subnet}, NoMasquerade: no, VTEP: n.vtep})
-}
-
-// pokeTimeout bounds the wait for the policy agent, without which the container stays closed.
-const pokeTimeout = 5 * time.Second
-
-// pokeAgent asks the policy agent to look for new containers now. That it does not answer is no reason to fail: the
-// container is closed until it has looked, which it does by itself in a while.
-func (c *call) pokeAgent() {
-	if c.cfg.PolicyAgent == "" || !c.cfg.policyRequired() {
-		return
-	}
-	q, err := ask(c.cfg.policyAgent, "/force-policy-poll-cycle", pokeTimeout)
-	if err == nil {
-		_, err = q.answer()
-	}
-	if err != nil {
-		c.warn("policy agent was not told of the container: %v", err)
-	}
 }

@@ -25,7 +25,8 @@ type config struct {
 	EndpointDir   string          `json:"endpointDir"` // of records
 	Policy        string          `json:"policy"`      // "none" or "required"
 	PolicyAgent   string          `json:"policy_agent_force_poll_address"`
-	PolicyGroup   string          `json:"policy_group"` // template, see group
+	PolicyTimeout int             `json:"policy_timeout_seconds"` // of the wait for the agent; default 5
+	PolicyGroup   string          `json:"policy_group"`           // template, see group
 	NoMasquerade  string          `json:"no_masquerade_cidr_range"`
 	Metadata      json.RawMessage `json:"metadata"`
 	PrevResult    json.RawMessage `json:"prevResult"`
@@ -97,6 +98,13 @@ func (c *config) validate() error {
 	default:
 		bad("policy", "is %q: expected none or required", c.Policy)
 	}
+	if c.PolicyTimeout == 0 {
+		c.PolicyTimeout = 5
+	}
+	if c.PolicyTimeout < 0 || c.PolicyTimeout > maxPolicyTimeout {
+		bad("policy_timeout_seconds", "is %d: expected 1 to %d, or 0 for 5", c.PolicyTimeout, maxPolicyTimeout)
+	}
+	c.policyAgent = defaultAgent
 	if c.PolicyAgent != "" {
 		var err error
 		if c.policyAgent, err = netip.ParseAddrPort(strings.Replace(c.PolicyAgent, "localhost:", "127.0.0.1:", 1)); err != nil {
@@ -120,6 +128,12 @@ func (c *config) validate() error {
 	}
 	return fault.New(fault.Invalid, errors.Join(errs...))
 }
+
+// defaultAgent is where the policy agent listens unless its configuration says otherwise.
+var defaultAgent = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 8722)
+
+// maxPolicyTimeout leaves an operation time for the rest, in seconds.
+const maxPolicyTimeout = 50
 
 // The limits of an MTU are IPv4's.
 const (

@@ -217,7 +217,7 @@ func TestPolicyAgentIsTold(t *testing.T) {
 		t.Errorf("%+v", a)
 	}
 	h.del(c)
-	if a := h.run("ADD", h.config("policy_agent_force_poll_address", "127.0.0.1:1"), c.env()); a.code != 0 || !strings.Contains(a.stderr, "policy agent was not told") {
+	if a := h.run("ADD", h.config("policy_agent_force_poll_address", "127.0.0.1:1"), c.env()); a.code != 0 || !strings.Contains(a.stderr, "the container is closed until vxlan-policy-agent has made its rules") {
 		t.Errorf("%+v", a)
 	}
 }

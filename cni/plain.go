@@ -24,6 +24,8 @@ func (c *config) plain(input []byte) bool {
 			return number(v, &c.DaemonPort)
 		case "mtu":
 			return number(v, &c.MTU)
+		case "policy_timeout_seconds":
+			return number(v, &c.PolicyTimeout)
 		case "metadata":
 			c.Metadata = v
 		case "prevResult":
@@ -47,7 +49,7 @@ func (c *config) plain(input []byte) bool {
 // configKeys are the keys of a configuration that are ours.
 var configKeys = []string{
 	"cniVersion", "name", "daemonPort", "subnetFile", "mtu", "datastore", "endpointDir", "policy", "policy_agent_force_poll_address", "policy_group",
-	"no_masquerade_cidr_range", "metadata", "prevResult", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments",
+	"policy_timeout_seconds", "no_masquerade_cidr_range", "metadata", "prevResult", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments",
 }
 
 // alike reports whether a name is one of those but for case, which encoding/json passes over.
