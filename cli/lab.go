@@ -63,7 +63,7 @@ func labCommand() *cobra.Command {
 	c.AddCommand(
 		onLab(f, "rm NAME", "Remove a container, or a host with its containers", (*lab.Lab).Remove),
 		onLab(f, "kill PROGRAM|HOST", "Kill a program or cut a host's power; it comes back\n\n"+
-			"PROGRAM is controller, supervisor, keeper, HOST/silk-daemon, or CONTAINER for its responder.", (*lab.Lab).Kill),
+			"PROGRAM is controller, policy-server, supervisor, keeper, HOST/silk-daemon, HOST/vxlan-policy-agent, or CONTAINER for its responder.", (*lab.Lab).Kill),
 		onLab(f, "partition HOST", "Cut a host off the underlay", (*lab.Lab).Partition),
 		onLab(f, "heal HOST", "Undo partition", (*lab.Lab).Heal),
 		&cobra.Command{Use: "down", Short: "Remove the lab and everything of it", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
@@ -147,6 +147,7 @@ func labUp(f *labFlags) *cobra.Command {
 	}}
 	c.Flags().IntVar(&o.Hosts, "hosts", 3, "number of hosts")
 	c.Flags().IntVar(&o.Containers, "containers", 2, "number of containers on each host")
+	c.Flags().StringVar((*string)(&o.Policy), "policy", string(lab.PolicyRequired), "required: containers are closed to each other until a policy opens them; none: they are open")
 	c.Flags().StringVar(&o.Programs, "programs", "", "directory of the silk programs (default that of this one)")
 	c.Flags().DurationVar(&wait, "wait", time.Minute, "how long to wait until everybody reaches everybody")
 	return c
@@ -206,15 +207,17 @@ func labExec(f *labFlags) *cobra.Command {
 }
 
 func labAdd(f *labFlags) *cobra.Command {
-	var host string
+	var host, group string
 	c := &cobra.Command{Use: "add NAME", Short: "Add a container", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
 		l, err := f.open()
 		if err != nil {
 			return err
 		}
-		return l.Add(c.Context(), args[0], host)
+		_, err = l.AddTo(c.Context(), args[0], host, group)
+		return err
 	}}
 	c.Flags().StringVar(&host, "host", "", "where (default the host with the fewest containers)")
+	c.Flags().StringVar(&group, "group", "", "policy group that it belongs to (default web)")
 	return c
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"os/signal"
 	"time"
@@ -29,6 +30,12 @@ func (l *Lab) Add(ctx context.Context, name, host string) error {
 	return err
 }
 
+// AddTo is Add of a container in a policy group, "" for web. It returns the container's address.
+func (l *Lab) AddTo(ctx context.Context, name, host, group string) (netip.Addr, error) {
+	a, err := l.call(ctx, message{Op: opAdd, Name: name, Host: host, Group: group})
+	return a.Address, err
+}
+
 // AddHost adds a host, with a name of its own choice for "", and returns its name when it has a lease.
 func (l *Lab) AddHost(ctx context.Context, name string) (string, error) {
 	a, err := l.call(ctx, message{Op: opAdd, Name: name, Host: newHost})
@@ -42,8 +49,8 @@ func (l *Lab) Remove(ctx context.Context, name string) error {
 	return err
 }
 
-// Kill ends, with SIGKILL, "controller", "supervisor", "keeper", "HOST/silk-daemon", a container's responder, or all of a
-// host, its namespaces and its /run included, as a power cut would. Everything comes back.
+// Kill ends, with SIGKILL, "controller", "policy-server", "supervisor", "keeper", "HOST/silk-daemon", "HOST/vxlan-policy-agent", a container's
+// responder, or all of a host, its namespaces and its /run included, as a power cut would. Everything comes back.
 func (l *Lab) Kill(ctx context.Context, name string) error {
 	_, err := l.call(ctx, message{Op: opKill, Name: name})
 	if name == roleSupervisor && errors.Is(err, io.EOF) {

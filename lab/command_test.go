@@ -43,7 +43,7 @@ func TestCommands(t *testing.T) {
 	expect(silk(0, "down"), "no lab in")
 	expect(silk(1, "up", "--hosts", "0"), "expected to be 1 to 100")
 	t.Cleanup(func() { silk(0, "down") })
-	expect(silk(0, "up", "--hosts", "2", "--containers", "1"), "is up: 2 hosts, 2 containers", "2 of 2 connections work", "try next", "exec c1 --")
+	expect(silk(0, "up", "--hosts", "2", "--containers", "1", "--policy", "none"), "is up: 2 hosts, 2 containers", "2 of 2 connections work", "try next", "exec c1 --")
 	expect(silk(0, "up"), "was there already")
 	expect(silk(0, "up", "--hosts", "5"), "was there already", "2 hosts", "--hosts is for a new lab")
 	expect(silk(0, "add", "web", "--host", "host2"))
@@ -80,7 +80,7 @@ func TestMachineWithoutCNI(t *testing.T) {
 		mount -t overlay overlay -o lowerdir=/etc,upperdir=$PWD/upper,workdir=$PWD/work /etc
 		rm -rf /etc/cni
 		trap '"$SILK" lab --dir $PWD/lab down' EXIT
-		"$SILK" lab --dir $PWD/lab up --hosts 2 --containers 1
+		"$SILK" lab --dir $PWD/lab up --hosts 2 --containers 1 --policy none
 		"$SILK" lab --dir $PWD/lab exec host1 -- ls /etc/cni/net.d
 		test ! -e /etc/cni`
 	cmd := exec.Command("unshare", "--mount", "sh", "-ec", script)

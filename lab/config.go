@@ -10,7 +10,7 @@ import (
 
 const conflistName = "10-silk.conflist" // for the container runtimes that people start on a host
 
-// writeConfigs writes the certificates and configuration of the node's program, and a host's network configuration.
+// writeConfigs writes the certificates and configurations of the node's programs, and a host's network configuration.
 func (n *node) writeConfigs() error {
 	if err := os.MkdirAll(n.dir(), 0o700); err != nil {
 		return err
@@ -22,6 +22,11 @@ func (n *node) writeConfigs() error {
 	tls := map[string]any{"ca_cert_file": n.s.ca.CertFile()}
 	if !n.isHost() {
 		tls["server_cert_file"], tls["server_key_file"] = cert, key
+		if n.s.policed() {
+			if err := n.writePolicyServer(tls); err != nil {
+				return err
+			}
+		}
 		return writeJSON(filepath.Join(n.dir(), "controller.json"), tls, map[string]any{
 			"debug_server_port": 46455, "health_check_port": 19683, "listen_host": address(0).String(), "listen_port": controllerPort,
 			"network": Overlay.String(), "subnet_prefix_length": 24, "lease_expiration_seconds": 604800, "staleness_threshold_seconds": 3600,
@@ -31,7 +36,7 @@ func (n *node) writeConfigs() error {
 		})
 	}
 	tls["client_cert_file"], tls["client_key_file"] = cert, key
-	err = writeJSON(n.network(), networkConfig("1.1.0", "lab")) // not the runtimes': its GC would remove their containers
+	err = writeJSON(n.network(), n.networkConfig("1.1.0", "lab")) // not the runtimes': its GC would remove their containers
 	if err != nil {
 		return err
 	}
@@ -45,19 +50,25 @@ func (n *node) writeConfigs() error {
 	if err != nil {
 		return err
 	}
+	if n.s.policed() {
+		if err := n.writeAgent(tls); err != nil {
+			return err
+		}
+	}
 	return n.space.do(func() error {
-		return writeJSON(filepath.Join(cniConfDir, conflistName), networkConfig("1.0.0", "silk")) // what every runtime knows
+		return writeJSON(filepath.Join(cniConfDir, conflistName), n.networkConfig("1.0.0", "silk")) // what every runtime knows
 	})
 }
 
 // network is the file with the network configuration of the lab's own containers.
 func (n *node) network() string { return filepath.Join(n.dir(), "network.conflist") }
 
-func networkConfig(version, name string) map[string]any {
-	return map[string]any{
-		"cniVersion": version, "name": name,
-		"plugins": []any{map[string]any{"type": "silk-cni", "daemonPort": daemonPort, "endpointDir": "/run/silk/endpoints"}},
+func (n *node) networkConfig(version, name string) map[string]any {
+	plugin := map[string]any{"type": "silk-cni", "daemonPort": daemonPort, "endpointDir": "/run/silk/endpoints"}
+	if n.s.policed() {
+		maps.Copy(plugin, policyKeys)
 	}
+	return map[string]any{"cniVersion": version, "name": name, "plugins": []any{plugin}}
 }
 
 // certificate returns the node's certificate, issued now if it has none.

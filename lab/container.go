@@ -61,7 +61,7 @@ func (n *node) settle(ctx context.Context, want containerEntry) error {
 	if want.Leaving {
 		return n.detach(ctx, c)
 	}
-	addr, err := n.attach(ctx, want.Name)
+	addr, err := n.attach(ctx, want)
 	if err != nil {
 		err = fmt.Errorf("attach %s: %w", want.Name, err)
 	}
@@ -98,7 +98,8 @@ func (n *node) inContainer(sp *space, name string, fn func(*space) error) error 
 
 // attach returns the address of the container, which is attached now if it is not. Whether it is, is read from
 // its namespace and from what libcni noted on the host.
-func (n *node) attach(ctx context.Context, name string) (a netip.Addr, err error) {
+func (n *node) attach(ctx context.Context, want containerEntry) (a netip.Addr, err error) {
+	name := want.Name
 	var linked bool
 	err = n.inContainer(n.space, name, func(sp *space) error {
 		return sp.do(func() (err error) { linked, err = hasLink(ifname); return err })
@@ -111,6 +112,11 @@ func (n *node) attach(ctx context.Context, name string) (a netip.Addr, err error
 		return a, err
 	}
 	err = n.cni(ctx, name, func(ctx context.Context, c *libcni.CNIConfig, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
+		if want.Group != "" {
+			if list, err = inGroup(list, want.Group); err != nil {
+				return err
+			}
+		}
 		if linked {
 			if res, err := c.GetNetworkListCachedResult(list, rt); err == nil && res != nil {
 				a, err = firstAddress(res)

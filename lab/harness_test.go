@@ -60,16 +60,20 @@ func needRoot(t *testing.T) {
 	testkit.Require(t, "root", err)
 }
 
-// up builds a lab and takes it down when the test ends. Programs of its own can be taken away from it (hide).
+// up builds a lab, without policy unless told otherwise, and takes it down when the test ends. Programs of its own can be taken away from
+// it (hide).
 func up(t *testing.T, o lab.Options) *lab.Lab {
 	t.Helper()
 	needRoot(t)
+	if o.Policy == "" {
+		o.Policy = lab.PolicyNone
+	}
 	base := t.TempDir()
 	o.Dir, o.Programs = filepath.Join(base, "lab"), filepath.Join(base, "bin")
 	if err := os.Mkdir(o.Programs, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []string{"silk", "silk-controller", "silk-daemon", "silk-cni", "silk-teardown"} {
+	for _, p := range []string{"silk", "silk-controller", "silk-daemon", "silk-cni", "silk-teardown", "policy-server", "vxlan-policy-agent"} {
 		if err := os.Symlink(filepath.Join(programs, p), filepath.Join(o.Programs, p)); err != nil {
 			t.Fatal(err)
 		}
@@ -204,8 +208,10 @@ func program(t *testing.T, s lab.Status, name string) lab.Program {
 		}
 	}
 	for _, h := range s.Hosts {
-		if h.Daemon.Name == name {
-			return h.Daemon
+		for _, p := range []lab.Program{h.Daemon, h.Agent} {
+			if p.Name == name {
+				return p
+			}
 		}
 	}
 	for _, c := range s.Containers {

@@ -22,6 +22,7 @@ type journal struct {
 	Name       string           `json:"name"`
 	Programs   string           `json:"programs"`
 	BridgeNF   bool             `json:"bridge_nf,omitempty"`
+	Policy     Policy           `json:"policy,omitempty"` // empty as PolicyNone: labs of earlier versions
 	Hosts      []hostEntry      `json:"hosts"`
 	Containers []containerEntry `json:"containers"`
 }
@@ -38,17 +39,19 @@ type hostEntry struct {
 type containerEntry struct {
 	Name    string `json:"name"`
 	Host    string `json:"host"`
+	Group   string `json:"group,omitempty"` // policy group
 	Leaving bool   `json:"leaving,omitempty"`
 }
 
-// newJournal returns host1 to hostN with c1 to cM spread over them in order.
+// newJournal returns host1 to hostN with c1 to cM spread over them in order, web and api by turns.
 func newJournal(o Options) *journal {
-	j := &journal{Version: journalVersion, Name: o.Name, Programs: o.Programs, BridgeNF: o.BridgeNF, Hosts: []hostEntry{}, Containers: []containerEntry{}}
+	j := &journal{Version: journalVersion, Name: o.Name, Programs: o.Programs, BridgeNF: o.BridgeNF, Policy: o.Policy, Hosts: []hostEntry{}, Containers: []containerEntry{}}
 	for i := range o.Hosts {
 		h := fmt.Sprintf("host%d", i+1)
 		j.Hosts = append(j.Hosts, hostEntry{Name: h, Index: i + 1})
 		for range o.Containers {
-			j.Containers = append(j.Containers, containerEntry{Name: fmt.Sprintf("c%d", len(j.Containers)+1), Host: h})
+			n := len(j.Containers)
+			j.Containers = append(j.Containers, containerEntry{Name: fmt.Sprintf("c%d", n+1), Host: h, Group: groups[n%len(groups)]})
 		}
 	}
 	return j
@@ -79,7 +82,7 @@ func parseJournal(b []byte) (*journal, error) {
 		seen[h.Name], indexes[h.Index] = true, true
 	}
 	for _, c := range j.Containers {
-		if checkName(c.Name) != nil || seen[c.Name] || j.host(c.Host) == nil {
+		if checkName(c.Name) != nil || seen[c.Name] || j.host(c.Host) == nil || c.Group != "" && checkGroup(c.Group) != nil {
 			return nil, fault.Invalidf("the lab's journal is damaged: container %q on %q", c.Name, c.Host)
 		}
 		seen[c.Name] = true

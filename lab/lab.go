@@ -33,7 +33,8 @@ type Options struct {
 	Dir        string // holds everything that the lab writes; default DefaultDir(Name)
 	Hosts      int    // default 3, at most MaxHosts
 	Containers int    // per host, default 2; -1: none
-	Programs   string // directory of silk, silk-controller, silk-daemon, silk-cni, silk-teardown; default that of this program
+	Policy     Policy // default PolicyRequired
+	Programs   string // directory of silk, silk-controller, silk-daemon, silk-cni, silk-teardown, policy-server, vxlan-policy-agent; default that of this program
 	BridgeNF   bool   // leave bridge-nf-call-* on in the underlay's namespace
 }
 
@@ -67,7 +68,7 @@ func DefaultDir(name string) string {
 }
 
 // reserved names stand for parts of the lab itself, or for devices of every machine: a host's name is that of its port.
-var reserved = []string{controlName, underlayName, roleController, roleSupervisor, roleKeeper, roleExec, "lo", "all", "default"}
+var reserved = []string{controlName, underlayName, roleController, rolePolicyServer, roleSupervisor, roleKeeper, roleExec, "lo", "all", "default"}
 
 var nameForm = regexp.MustCompile(`^[a-z][a-z0-9-]{0,14}$`)
 
@@ -118,7 +119,13 @@ func (o *Options) fill() error {
 	if strings.HasPrefix(o.Programs, "/run/") {
 		return fault.Invalidf("the programs lie in %s, and a lab has a /run of its own: copy them elsewhere", o.Programs)
 	}
-	for _, p := range []string{"silk", "silk-controller", "silk-daemon", "silk-cni", "silk-teardown"} {
+	if o.Policy == "" {
+		o.Policy = PolicyRequired
+	}
+	if o.Policy != PolicyRequired && o.Policy != PolicyNone {
+		return fault.Invalidf("policy %q: expected required or none", o.Policy)
+	}
+	for _, p := range o.Policy.programs() {
 		if _, err := os.Stat(filepath.Join(o.Programs, p)); err != nil {
 			return fault.Invalidf("a lab runs the real programs, expected beside each other: %w: build them all (make build)", err)
 		}
@@ -160,9 +167,9 @@ func Open(dir string) (*Lab, error) {
 	return &Lab{real}, err
 }
 
-// AwaitWhole waits until every host has a lease and every container reaches every other one, and returns the
-// first such status. When ctx ends it returns the last status and fault.Unavailable; when the lab is taken down meanwhile,
-// fault.NotFound.
+// AwaitWhole waits until every host has a lease and every container reaches every other one, or with PolicyRequired until every host
+// enforces what policies say, and returns the first such status. When ctx ends it returns the last status and fault.Unavailable; when the
+// lab is taken down meanwhile, fault.NotFound.
 func (l *Lab) AwaitWhole(ctx context.Context) (Status, error) {
 	var last Status
 	for {

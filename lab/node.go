@@ -14,7 +14,7 @@ import (
 	"code.cloudfoundry.org/silk/internal/reconcile"
 )
 
-// node is a host, or the place of the controller: a space plugged into the underlay with one program in it.
+// node is a host, or the place of the controller: a space plugged into the underlay with programs in it.
 type node struct {
 	s     *supervisor
 	name  string
@@ -27,7 +27,7 @@ type node struct {
 
 	mu         sync.RWMutex // guards what follows; held while the space is in use, so that it is not closed under a reader
 	space      *space
-	program    *task
+	programs   []*task
 	containers map[string]*container
 }
 
@@ -74,8 +74,8 @@ func (n *node) run(ctx context.Context) {
 	<-ctx.Done()
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	if n.program != nil {
-		<-n.program.done
+	for _, t := range n.programs {
+		<-t.done
 	}
 	for _, c := range n.containers {
 		if c.responder != nil {
@@ -113,7 +113,7 @@ func (n *node) step(ctx context.Context) error {
 	return n.leave(ctx)
 }
 
-// build sees to the space, its plug and its program.
+// build sees to the space, its plug and its programs.
 func (n *node) build(ctx context.Context, want hostEntry) error {
 	if err := n.ensureSpace(); err != nil {
 		return err
@@ -121,21 +121,44 @@ func (n *node) build(ctx context.Context, want hostEntry) error {
 	if err := plug(n.space.net, n.name, n.index, want.Partitioned); err != nil {
 		return err
 	}
-	if n.program != nil {
+	if n.programs != nil {
 		return nil
 	}
-	role, path, config := roleController, "silk-controller", filepath.Join(n.dir(), "controller.json")
-	if n.isHost() {
-		role, path, config = n.name+"/silk-daemon", "silk-daemon", n.daemonConfig()
-	}
 	if err := n.writeConfigs(); err != nil {
-		return fmt.Errorf("write the configuration of %s: %w", role, err)
+		return fmt.Errorf("write the configuration of %s: %w", n.name, err)
 	}
-	p := newProgram(n.s.dir, role, n.s.log, func() (*process, error) { return n.start(n.space, role, path, "-config", config) })
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.program = keep(ctx, p)
+	for _, r := range n.runs() {
+		n.programs = append(n.programs, keep(ctx, newProgram(n.s.dir, r.role, n.s.log, func() (*process, error) {
+			return n.start(n.space, r.role, r.program, r.args...)
+		})))
+	}
 	return nil
+}
+
+// run is a program that a node runs.
+type run struct {
+	role, program string
+	args          []string
+}
+
+// runs returns the programs of the node, in the order in which they are started.
+func (n *node) runs() []run {
+	policed := n.s.policed()
+	file := func(name string) string { return filepath.Join(n.dir(), name) }
+	if !n.isHost() {
+		all := []run{{roleController, "silk-controller", []string{"-config", file("controller.json")}}}
+		if policed {
+			all = append(all, run{rolePolicyServer, "policy-server", []string{"-config-file", file("policy-server.json")}})
+		}
+		return all
+	}
+	all := []run{{n.name + "/silk-daemon", "silk-daemon", []string{"-config", n.daemonConfig()}}}
+	if policed {
+		all = append(all, run{n.name + "/vxlan-policy-agent", "vxlan-policy-agent", []string{"-config-file", file("policy-agent.json")}})
+	}
+	return all
 }
 
 // ensureSpace opens the node's namespaces, or makes them.
@@ -201,10 +224,7 @@ func (n *node) crash() error {
 func (n *node) destroy() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	var tasks []*task
-	if n.program != nil {
-		tasks = append(tasks, n.program)
-	}
+	tasks := n.programs
 	for _, c := range n.containers {
 		if c.responder != nil {
 			tasks = append(tasks, c.responder)
@@ -216,7 +236,7 @@ func (n *node) destroy() error {
 	for _, t := range tasks {
 		<-t.done
 	}
-	n.program, n.containers = nil, map[string]*container{}
+	n.programs, n.containers = nil, map[string]*container{}
 	if n.space == nil {
 		return nil
 	}
@@ -232,8 +252,10 @@ func (n *node) destroy() error {
 // leave gives the host's lease back, as an operator would, and takes the host down.
 func (n *node) leave(ctx context.Context) error {
 	n.mu.Lock()
-	n.program.end() // it would repair what silk-teardown removes
-	n.program = nil
+	for _, t := range n.programs { // they would repair what silk-teardown removes
+		t.end()
+	}
+	n.programs = nil
 	n.mu.Unlock()
 	role := n.name + "/silk-teardown"
 	p, err := n.start(n.space, role, "silk-teardown", "-config", n.daemonConfig())
@@ -281,14 +303,16 @@ func (n *node) container(name string) *container {
 	return n.containers[name]
 }
 
-// kill ends the node's program.
-func (n *node) kill() error {
+// kill ends one of the node's programs.
+func (n *node) kill(role string) error {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	if n.program == nil {
-		return fault.Unavailablef("the program of %s does not run at the moment", n.name)
+	for _, t := range n.programs {
+		if t.role == role {
+			return t.signal(9)
+		}
 	}
-	return n.program.signal(9)
+	return fault.Unavailablef("%s does not run at the moment", role)
 }
 
 // replug applies what the journal says about the host's partition.

@@ -31,7 +31,7 @@ func (s Status) Write(w io.Writer) error {
 		var cs []string
 		for _, c := range s.Containers {
 			if c.Host == h.Name {
-				cs = append(cs, c.Name+" "+text(c.Address))
+				cs = append(cs, c.label(s)+" "+text(c.Address))
 			}
 		}
 		lease := "-"
@@ -69,10 +69,10 @@ func (s Status) writeMatrix(w io.Writer) error {
 	}
 	fmt.Fprintln(w, "\nwho reaches whom (row asks column by HTTP)")
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "\t"+strings.Join(names, "\t"))
-	good := 0
+	fmt.Fprint(t, s.heading(names))
+	good, denied := 0, 0
 	for _, from := range names {
-		fmt.Fprint(t, from)
+		fmt.Fprint(t, s.label(from))
 		for _, to := range names {
 			switch p := s.Path(from, to); {
 			case from == to:
@@ -80,6 +80,9 @@ func (s Status) writeMatrix(w io.Writer) error {
 			case p.OK:
 				good++
 				fmt.Fprintf(t, "\tok %.1fms", float64(p.Time)/float64(time.Millisecond))
+			case p.Deny:
+				denied++
+				fmt.Fprint(t, "\tdeny")
 			default:
 				fmt.Fprint(t, "\tFAIL")
 			}
@@ -89,7 +92,11 @@ func (s Status) writeMatrix(w io.Writer) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(w, "%d of %d connections work\n", good, len(s.Paths))
+	_, err := fmt.Fprintf(w, "%d of %d connections work", good, len(s.Paths))
+	if denied > 0 {
+		fmt.Fprintf(w, ", policy denies %d", denied)
+	}
+	fmt.Fprintln(w)
 	return err
 }
 
@@ -104,7 +111,7 @@ func (s Status) WriteHints(w io.Writer, command string) {
 		switch {
 		case from == "":
 			from, host = c.Name, c.Host
-		case c.Host != host && !to.IsValid():
+		case c.Host != host && !to.IsValid() && (s.Policy != PolicyRequired || c.Group == groups[1]):
 			to = c.Address
 		}
 	}
@@ -112,6 +119,10 @@ func (s Status) WriteHints(w io.Writer, command string) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	if to.IsValid() {
 		fmt.Fprintf(t, "  %s exec %s -- %s\tfrom a container to one on another host\n", command, from, asking(to))
+	}
+	if s.Policy == PolicyRequired {
+		fmt.Fprintf(t, "  %s exec %s -- silk policy add %s %s --ports %d --wait\tlet one application talk to the other, and see when that is in force\n", command, rolePolicyServer, groups[0], groups[1], HTTPPort)
+		fmt.Fprintf(t, "  %s status\twho reaches whom now\n", command)
 	}
 	fmt.Fprintf(t, "  %s exec %s -- ip route\tthe paths to the other hosts\n", command, host)
 	fmt.Fprintf(t, "  %s kill controller\tthe network goes on; it is restarted\n", command)
@@ -140,7 +151,7 @@ func (h Host) state() string {
 	for _, p := range []struct {
 		say  bool
 		text string
-	}{{h.Partitioned, "partitioned"}, {h.Leaving, "leaving"}, {h.Reason != "", h.Reason}, {h.Error != "" && h.State == Ready, h.Error}} {
+	}{{h.Partitioned, "partitioned"}, {h.Leaving, "leaving"}, {h.Reason != "", h.Reason}, {h.Enforcement != "" && h.Enforcement != Ready, strings.TrimSuffix("policy "+h.Enforcement+": "+h.Unenforced, ": ")}, {h.Error != "" && h.State == Ready, h.Error}} {
 		if p.say {
 			parts = append(parts, p.text)
 		}

@@ -21,12 +21,14 @@ const (
 	roleVar   = "SILK_LAB_ROLE"
 )
 
-// The roles of the lab's own processes. A daemon's is "HOST/silk-daemon", a responder's "CONTAINER/responder".
+// The roles of the lab's own processes. Those of a host are "HOST/silk-daemon" and "HOST/vxlan-policy-agent", a responder's is
+// "CONTAINER/responder".
 const (
-	roleKeeper     = "keeper"
-	roleSupervisor = "supervisor"
-	roleController = "controller"
-	roleExec       = "exec"
+	roleKeeper       = "keeper"
+	roleSupervisor   = "supervisor"
+	roleController   = "controller"
+	rolePolicyServer = "policy-server"
+	roleExec         = "exec"
 )
 
 // environ returns the environment of a process of the lab.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -63,7 +64,7 @@ func (s *supervisor) command(ctx context.Context, w *wire) error {
 	case opExec:
 		a.Exit, err = s.exec(ctx, w, r)
 	case opAdd:
-		a.Name, err = s.add(ctx, r)
+		a.Name, a.Address, err = s.add(ctx, r)
 	case opRemove:
 		err = s.remove(ctx, r.Name)
 	case opKill:
@@ -81,9 +82,9 @@ func (s *supervisor) command(ctx context.Context, w *wire) error {
 
 // add puts a container on a host, or, with the host "-", makes a new host. It returns when the container is attached and answers
 // its host, or the new host has a lease.
-func (s *supervisor) add(ctx context.Context, r message) (string, error) {
+func (s *supervisor) add(ctx context.Context, r message) (name string, address netip.Addr, err error) {
 	var entry hostEntry
-	err := s.update(func(j *journal) error {
+	err = s.update(func(j *journal) error {
 		if r.Host == newHost {
 			index, err := j.freeIndex()
 			if err != nil {
@@ -104,11 +105,18 @@ func (s *supervisor) add(ctx context.Context, r message) (string, error) {
 			return fault.NotFoundf("no host %q in this lab", r.Host)
 		}
 		entry = *h
-		j.Containers = append(j.Containers, containerEntry{Name: r.Name, Host: h.Name})
+		group := r.Group
+		if group == "" {
+			group = groups[0]
+		}
+		if err := checkGroup(group); err != nil {
+			return err
+		}
+		j.Containers = append(j.Containers, containerEntry{Name: r.Name, Host: h.Name, Group: group})
 		return nil
 	})
 	if err != nil {
-		return "", err
+		return "", address, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
@@ -117,25 +125,26 @@ func (s *supervisor) add(ctx context.Context, r message) (string, error) {
 		s.grow(entry)
 		n := s.nodes[entry.Name]
 		s.mu.Unlock()
-		return entry.Name, poll(ctx, func() (bool, error) { i, err := n.info(ctx); return err == nil && i.lease().IsValid(), err })
+		return entry.Name, address, poll(ctx, func() (bool, error) { i, err := n.info(ctx); return err == nil && i.lease().IsValid(), err })
 	}
 	n, err := s.node(entry.Name)
 	if err != nil {
-		return "", err
+		return "", address, err
 	}
 	n.loop.Kick()
-	return r.Name, poll(ctx, func() (bool, error) {
+	err = poll(ctx, func() (bool, error) {
 		c := n.container(r.Name)
 		if c == nil {
 			return false, nil
 		}
-		addr, err := c.state()
-		if !addr.IsValid() {
+		var err error
+		if address, err = c.state(); !address.IsValid() {
 			return false, err
 		}
-		err = n.use(func(sp *space) error { _, err := newTurns().probe(ctx, sp.net, addr, r.Name); return err })
+		err = n.use(func(sp *space) error { _, err := newTurns().probe(ctx, sp.net, address, r.Name); return err })
 		return err == nil, err
 	})
+	return r.Name, address, err
 }
 
 // newHost, in place of a host's name, asks add for a host.
@@ -236,16 +245,19 @@ func (s *supervisor) kill(name string) error {
 		return unix.Kill(os.Getpid(), unix.SIGKILL)
 	case roleKeeper:
 		return s.keeper.signal(unix.SIGKILL)
-	case roleController:
-		return s.control.kill()
+	case roleController, rolePolicyServer:
+		if name == rolePolicyServer && !s.policed() {
+			break
+		}
+		return s.control.kill(name)
 	}
 	host, program, ok := strings.Cut(name, "/")
 	if n, err := s.node(host); err == nil {
 		switch {
 		case !ok:
 			return n.crash()
-		case program == "silk-daemon":
-			return n.kill()
+		case program == "silk-daemon", program == "vxlan-policy-agent" && s.policed():
+			return n.kill(name)
 		}
 	}
 	if n, err := s.hostOf(host); err == nil && (!ok || program == "responder") {
@@ -254,7 +266,7 @@ func (s *supervisor) kill(name string) error {
 		}
 		return fault.Unavailablef("%s is not attached yet", host)
 	}
-	return fault.NotFoundf("%q is nothing that can be killed: expected controller, supervisor, keeper, HOST, HOST/silk-daemon or CONTAINER", name)
+	return fault.NotFoundf("%q is nothing that can be killed: expected controller, policy-server, supervisor, keeper, HOST, HOST/silk-daemon, HOST/vxlan-policy-agent or CONTAINER", name)
 }
 
 // partition cuts a host off the underlay, or joins it again.
@@ -282,7 +294,7 @@ func (s *supervisor) exec(ctx context.Context, w *wire, r message) (int, error) 
 	var p *process
 	err := s.inSpace(r.Name, func(sp *space) error {
 		return sp.do(func() error {
-			env := environ(s.dir, roleExec, s.programs(), r.Env...)
+			env := environ(s.dir, roleExec, s.programs(), append(r.Env, s.policyEnv(r.Name)...)...)
 			path, err := lookPath(r.Command[0], env)
 			if err != nil {
 				return fault.New(fault.NotFound, err)
@@ -362,7 +374,7 @@ func lookPath(name string, env []string) (string, error) {
 
 // inSpace calls fn with the space of a host, a container or the controller.
 func (s *supervisor) inSpace(name string, fn func(*space) error) error {
-	if name == roleController || name == controlName {
+	if name == roleController || name == rolePolicyServer || name == controlName {
 		return s.control.use(fn)
 	}
 	if n, err := s.node(name); err == nil {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,7 +26,8 @@ type Status struct {
 	Name       string       `json:"name"`
 	Dir        string       `json:"dir"`
 	Overlay    netip.Prefix `json:"overlay"`
-	Programs   []Program    `json:"programs"` // keeper, supervisor, controller
+	Policy     Policy       `json:"policy"`
+	Programs   []Program    `json:"programs"` // keeper, supervisor, controller, policy-server
 	Hosts      []Host       `json:"hosts"`
 	Containers []Container  `json:"containers"`
 	Paths      []Path       `json:"paths"` // every ordered pair of containers, by source, then destination
@@ -51,7 +53,10 @@ type Host struct {
 	Partitioned bool         `json:"partitioned,omitempty"`
 	Leaving     bool         `json:"leaving,omitempty"`
 	Daemon      Program      `json:"daemon"`
-	Error       string       `json:"error,omitempty"` // why the host is not as the lab wants it
+	Agent       Program      `json:"agent,omitzero"`        // with PolicyRequired, as the next two
+	Enforcement string       `json:"enforcement,omitempty"` // in the policy agent's words: ready, degraded, starting, or NoAnswer
+	Unenforced  string       `json:"unenforced,omitempty"`  // what the policy agent says is missing
+	Error       string       `json:"error,omitempty"`       // why the host is not as the lab wants it
 }
 
 // Two states of a host: what its daemon says when all is well, and what stands for a daemon that does not answer.
@@ -65,6 +70,7 @@ type Container struct {
 	Name      string     `json:"name"`
 	Host      string     `json:"host"`
 	Address   netip.Addr `json:"address"`
+	Group     string     `json:"group,omitempty"` // policy group
 	Leaving   bool       `json:"leaving,omitempty"`
 	Responder Program    `json:"responder"`
 	Error     string     `json:"error,omitempty"`
@@ -75,14 +81,16 @@ type Path struct {
 	From  string        `json:"from"`
 	To    string        `json:"to"`
 	OK    bool          `json:"ok"`
-	Time  time.Duration `json:"ns,omitempty"` // from the request to the end of the answer
+	Deny  bool          `json:"deny,omitempty"` // it was refused as policy refuses
+	Time  time.Duration `json:"ns,omitempty"`   // from the request to the end of the answer
 	Error string        `json:"error,omitempty"`
 }
 
-// Whole reports whether every host has a lease and is ready, every container is attached and every one reaches every other.
+// Whole reports whether every host has a lease and is ready, every container is attached and every one reaches every other, or, with
+// PolicyRequired, every host enforces policies and every path is open or denied.
 func (s Status) Whole() bool {
 	for _, h := range s.Hosts {
-		if !h.Lease.IsValid() || h.State != Ready || h.Error != "" {
+		if !h.Lease.IsValid() || h.State != Ready || h.Error != "" || s.Policy == PolicyRequired && h.Enforcement != Ready {
 			return false
 		}
 	}
@@ -92,7 +100,7 @@ func (s Status) Whole() bool {
 		}
 	}
 	n := len(s.Containers)
-	return len(s.Hosts) > 0 && len(s.Paths) == n*(n-1) && !slices.ContainsFunc(s.Paths, func(p Path) bool { return !p.OK })
+	return len(s.Hosts) > 0 && len(s.Paths) == n*(n-1) && !slices.ContainsFunc(s.Paths, func(p Path) bool { return !p.OK && !p.Deny })
 }
 
 // Path returns what is known of the path between two containers.
@@ -109,10 +117,16 @@ func (s Status) Path(from, to string) Path {
 func (s *supervisor) status(ctx context.Context) Status {
 	st := Status{Dir: s.dir, Overlay: Overlay, Hosts: []Host{}, Containers: []Container{}}
 	s.mu.Lock()
-	st.Name = s.j.Name
+	st.Name, st.Policy = s.j.Name, s.j.Policy
 	entries, containers := slices.Clone(s.j.Hosts), slices.Clone(s.j.Containers)
 	s.mu.Unlock()
 	st.Programs = []Program{s.keeper.status(), {Name: roleSupervisor, PID: os.Getpid(), Starts: 1}, s.control.programStatus(roleController)}
+	if st.Policy == "" {
+		st.Policy = PolicyNone
+	}
+	if st.Policy == PolicyRequired {
+		st.Programs = append(st.Programs, s.control.programStatus(rolePolicyServer))
+	}
 	st.Hosts = make([]Host, len(entries))
 	var wg sync.WaitGroup
 	for i, h := range entries {
@@ -123,16 +137,21 @@ func (s *supervisor) status(ctx context.Context) Status {
 	}
 	wg.Go(func() { st.Paths = s.measure(ctx, st.Containers) })
 	wg.Wait()
+	for i := range st.Paths {
+		st.Paths[i].Deny = st.Policy == PolicyRequired && strings.Contains(st.Paths[i].Error, refusal)
+	}
 	return st
 }
 
 func (n *node) programStatus(role string) Program {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	if n.program == nil {
-		return Program{Name: role}
+	for _, t := range n.programs {
+		if t.role == role {
+			return t.status()
+		}
 	}
-	return n.program.status()
+	return Program{Name: role}
 }
 
 func (s *supervisor) hostStatus(ctx context.Context, h hostEntry) Host {
@@ -148,6 +167,10 @@ func (s *supervisor) hostStatus(ctx context.Context, h hostEntry) Host {
 	} else {
 		st.Lease, st.MTU, st.State, st.Reason = info.lease(), info.MTU, info.Status, info.Reason
 	}
+	if s.policed() {
+		st.Agent = n.programStatus(h.Name + "/vxlan-policy-agent")
+		st.Enforcement, st.Unenforced = n.enforcement(ctx)
+	}
 	if err := n.loop.Stats().LastError; err != nil {
 		st.Error = err.Error()
 	}
@@ -155,7 +178,7 @@ func (s *supervisor) hostStatus(ctx context.Context, h hostEntry) Host {
 }
 
 func (s *supervisor) containerStatus(e containerEntry) Container {
-	st := Container{Name: e.Name, Host: e.Host, Leaving: e.Leaving, Responder: Program{Name: e.Name + "/responder"}}
+	st := Container{Name: e.Name, Host: e.Host, Group: e.Group, Leaving: e.Leaving, Responder: Program{Name: e.Name + "/responder"}}
 	n, err := s.node(e.Host)
 	if err != nil {
 		return st
@@ -189,12 +212,12 @@ type daemonInfo struct {
 func (i daemonInfo) lease() netip.Prefix { p, _ := netip.ParsePrefix(i.Subnet); return p }
 
 func (n *node) info(ctx context.Context) (info daemonInfo, err error) {
-	err = n.ask(ctx, "/v1/network", &info)
+	err = n.ask(ctx, daemonPort, "/v1/network", &info)
 	return info, err
 }
 
-// ask calls the daemon from within its host.
-func (n *node) ask(ctx context.Context, path string, out any) error {
+// ask calls a program from within its host.
+func (n *node) ask(ctx context.Context, port int, path string, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	dial := func(ctx context.Context, network, addr string) (c net.Conn, err error) {
@@ -204,6 +227,6 @@ func (n *node) ask(ctx context.Context, path string, out any) error {
 		return c, err
 	}
 	hc := &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
-	client := httpjson.Client{Base: fmt.Sprintf("http://127.0.0.1:%d", daemonPort), HTTP: hc, Limit: 1 << 20}
+	client := httpjson.Client{Base: fmt.Sprintf("http://127.0.0.1:%d", port), HTTP: hc, Limit: 1 << 20}
 	return client.Do(ctx, http.MethodGet, path, nil, out)
 }

@@ -193,6 +193,12 @@ func strayInto(t *testing.T, pid int) {
 func TestLabOfAnUnprivilegedUser(t *testing.T) {
 	t.Parallel()
 	needRoot(t) // to become nobody
+	for policy, want := range map[lab.Policy]string{lab.PolicyNone: "12 of 12 connections work", lab.PolicyRequired: "policy denies 12"} {
+		t.Run(string(policy), func(t *testing.T) { unprivileged(t, policy, want) })
+	}
+}
+
+func unprivileged(t *testing.T, policy lab.Policy, want string) {
 	base, err := os.MkdirTemp("", "silk-lab-nobody-")
 	do(t, err)
 	defer os.RemoveAll(base)
@@ -207,8 +213,8 @@ func TestLabOfAnUnprivilegedUser(t *testing.T) {
 	probe.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	testkit.Require(t, "userns", probe.Run())
 	defer silk("down")
-	out, err := silk("up", "--hosts", "2", "--wait", "30s")
-	if err != nil || !strings.Contains(string(out), "12 of 12 connections work") {
+	out, err := silk("up", "--hosts", "2", "--wait", "30s", "--policy", string(policy))
+	if err != nil || !strings.Contains(string(out), want) {
 		t.Fatalf("up: %v\n%s", err, out)
 	}
 	for _, victim := range []string{"supervisor", "keeper", "host1/silk-daemon", "host2"} {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 
@@ -38,17 +39,19 @@ type message struct {
 	Op      string   `json:"op"`
 	Name    string   `json:"name,omitempty"`    // of a host, container or program
 	Host    string   `json:"host,omitempty"`    // add: where; "-" for a new host
+	Group   string   `json:"group,omitempty"`   // add: policy group of the container
 	Command []string `json:"command,omitempty"` // exec
 	Env     []string `json:"env,omitempty"`     // exec, beyond the lab's own
 	Signal  int      `json:"signal,omitempty"`  // a further line of exec
 }
 
 type answer struct {
-	Error  string     `json:"error,omitempty"`
-	Kind   fault.Kind `json:"kind,omitempty"`
-	Name   string     `json:"name,omitempty"` // add: what was added
-	Status *Status    `json:"status,omitempty"`
-	Exit   int        `json:"exit,omitempty"`
+	Error   string     `json:"error,omitempty"`
+	Kind    fault.Kind `json:"kind,omitempty"`
+	Name    string     `json:"name,omitempty"`   // add: what was added
+	Address netip.Addr `json:"address,omitzero"` // add: of the container
+	Status  *Status    `json:"status,omitempty"`
+	Exit    int        `json:"exit,omitempty"`
 }
 
 func (a *answer) err() error {
