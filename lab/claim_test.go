@@ -59,7 +59,7 @@ func TestADirectoryOpenToAllIsClosed(t *testing.T) {
 
 func TestUpThatCannotWriteLeavesNothing(t *testing.T) {
 	programs, dir := t.TempDir(), filepath.Join(t.TempDir(), "lab")
-	for _, p := range []string{"silk", "silk-controller", "silk-daemon", "silk-cni", "silk-teardown"} {
+	for _, p := range []string{"silk", "silk-controller", "silk-daemon", "silk-cni", "silk-teardown", "policy-server", "vxlan-policy-agent"} {
 		if err := os.WriteFile(filepath.Join(programs, p), nil, 0o755); err != nil {
 			t.Fatal(err)
 		}
