@@ -107,7 +107,7 @@ func TestDaemonRepairsWithinASecond(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			must(t, spoil())
 			start := time.Now()
-			eventually(t, time.Second, "whole again", func() error {
+			eventually(t, patience, "whole again", func() error {
 				if err := h.whole(n.OverlaySubnet, "10.0.16.77", peer.String()); err != nil {
 					return err
 				}
@@ -144,7 +144,7 @@ func TestDaemonRepairsWhileTheStoreIsLocked(t *testing.T) {
 		link, err := h.nl.LinkByName(vtep)
 		must(t, err)
 		must(t, h.nl.LinkSetMTU(link, 1000+i))
-		eventually(t, time.Second, "whole again", func() error { return h.whole(n.OverlaySubnet) })
+		eventually(t, patience, "whole again", func() error { return h.whole(n.OverlaySubnet) })
 	}
 }
 
@@ -330,3 +330,7 @@ func (h *host) rules() string {
 var counters = regexp.MustCompile(`counter packets \d+ bytes \d+`)
 
 func sortedLines(s string) []string { return slices.Sorted(strings.Lines(s)) }
+
+// patience bounds the wait for what takes a second at most on a machine that has time: the tests share two processors with others, and the
+// benchmarks measure it. It is far less than the next look that needs no event.
+const patience = 4 * time.Second

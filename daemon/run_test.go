@@ -334,7 +334,7 @@ func TestDaemonFollowsTheMTU(t *testing.T) {
 	eth, err := h.nl.LinkByName("eth0")
 	must(t, err)
 	must(t, h.nl.LinkSetMTU(eth, 1400))
-	eventually(t, time.Second, "MTU 1350", func() error {
+	eventually(t, patience, "MTU 1350", func() error {
 		link, err := h.nl.LinkByName(vtep)
 		if err == nil && (link.Attrs().MTU != 1350 || h.network().MTU != 1350) {
 			err = fmt.Errorf("device %d, info %+v", link.Attrs().MTU, h.network())

@@ -100,7 +100,7 @@ func TestSabotageIsRepairedWithinASecond(t *testing.T) {
 			}
 			eventually(t, 10*time.Second, whole)
 			h.sh(script)
-			eventually(t, time.Second, whole)
+			eventually(t, patience, whole)
 		})
 	}
 }
@@ -228,7 +228,11 @@ func TestLowerDeviceMayGoAndComeBack(t *testing.T) {
 	eventually(t, 5*time.Second, whole)
 	h.sh("ip addr flush dev eth0; ip route add 10.0.16.0/24 dev eth0 || true")
 	h.sh("ip link add br0 type bridge; ip link set eth0 master br0; ip addr add 10.0.16.15/24 dev br0; ip link set br0 up") // as bonding or bridging does
-	eventually(t, time.Second, whole)
+	eventually(t, patience, whole)
 	h.sh("ip link del eth0; ip link del br0; ip link add eth0 type veth peer name wire; ip addr add 10.0.16.15/24 dev eth0; ip link set eth0 up; ip link set wire up")
-	eventually(t, time.Second, whole)
+	eventually(t, patience, whole)
 }
+
+// patience bounds the wait for what takes a second at most on a machine that has time: the tests share two processors with others, and the
+// benchmarks measure it. It is far less than the next look that needs no event.
+const patience = 4 * time.Second
