@@ -82,7 +82,7 @@ type program struct {
 	store     leasesql.Config
 	certs     service.Certificates
 	opened    atomic.Pointer[leasesql.Store] // nil until the database is connected
-	metrics   *metrics
+	metrics   *figures
 	alarms    map[lease.Kind]*alarm // of the capacity loop only
 	addresses Addresses
 }
@@ -105,7 +105,7 @@ func build(cfg Config, log *slog.Logger) (*program, error) {
 	for _, k := range kinds {
 		p.alarms[k] = new(alarm)
 	}
-	p.metrics = newMetrics(p.opened.Load)
+	p.metrics = newFigures(p.opened.Load)
 	if _, err := p.certs.Server(); err != nil { // before minutes are spent on a database
 		return nil, fmt.Errorf("mutual tls: %w", err)
 	}
@@ -146,7 +146,7 @@ func (p *program) apiTask() service.Task {
 		}
 		defer ln.Close()
 		h := leasehttp.Handler(p.opened.Load(), p.log, leasehttp.HandlerOptions{
-			BindUnderlay: p.cfg.BindUnderlayToCertificate, Observe: p.metrics.observe,
+			BindUnderlay: p.cfg.BindUnderlayToCertificate, Observe: p.metrics.requests.Observe(),
 		})
 		t := service.HTTP("api", ln, tc, p.metrics.inFlight(h), service.DefaultLimits, p.log)
 		served := make(chan error, 1)

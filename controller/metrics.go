@@ -4,8 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
-	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,67 +12,41 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"code.cloudfoundry.org/silk/internal/httpjson"
+	"code.cloudfoundry.org/silk/internal/metrics"
+	"code.cloudfoundry.org/silk/internal/sqldb"
 	"code.cloudfoundry.org/silk/lease/leasehttp"
 	"code.cloudfoundry.org/silk/lease/leasesql"
 )
 
-// metrics are what GET /metrics shows. docs/operate/controller.md explains each.
-type metrics struct {
+const prefix = "silk_controller_"
+
+// figures are what GET /metrics shows. docs/operate/controller.md explains each.
+type figures struct {
 	registry *prometheus.Registry
-	requests *prometheus.CounterVec
-	seconds  *prometheus.HistogramVec
+	requests *metrics.Requests
 	flying   *prometheus.GaugeVec
 	alarm    *prometheus.GaugeVec
-	known    sync.Map // answer -> counted
 }
 
-// newMetrics returns metrics of the store that current returns, nil while there is none.
-func newMetrics(current func() *leasesql.Store) *metrics {
-	m := &metrics{
+// newFigures returns figures of the store that current returns, nil while there is none.
+func newFigures(current func() *leasesql.Store) *figures {
+	m := &figures{
 		registry: prometheus.NewRegistry(),
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "silk_controller_requests_total", Help: "Requests answered, by route and status.",
-		}, []string{"route", "code"}),
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "silk_controller_request_seconds", Help: "Time from a request's header to its answer, by route; a watch includes its wait.",
-			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
-		}, []string{"route"}),
+		requests: metrics.NewRequests(prefix),
 		flying: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "silk_controller_requests_in_flight", Help: "Requests being served, by class: watch (waiting daemons) or other.",
+			Name: prefix + "requests_in_flight", Help: "Requests being served, by class: watch (waiting daemons) or other.",
 		}, []string{"class"}),
 		alarm: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "silk_controller_range_alarm_percent", Help: "Highest of 70, 85 and 95 percent that the use of the range has reached, 0 if none.",
+			Name: prefix + "range_alarm_percent", Help: "Highest of 70, 85 and 95 percent that the use of the range has reached, 0 if none.",
 		}, []string{"kind"}),
 	}
-	m.registry.MustRegister(m.requests, m.seconds, m.flying, m.alarm, &storeCollector{current},
+	m.registry.MustRegister(m.requests, m.flying, m.alarm, &storeCollector{current},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
-func (m *metrics) observe(route string, status int, took time.Duration) {
-	key := answer{route, status}
-	c, ok := m.known.Load(key)
-	if !ok { // of which there are few: routes and statuses are ours
-		c, _ = m.known.LoadOrStore(key, counted{m.requests.WithLabelValues(route, strconv.Itoa(status)), m.seconds.WithLabelValues(route)})
-	}
-	c.(counted).requests.Inc()
-	c.(counted).seconds.Observe(took.Seconds())
-}
-
-// answer is what answered requests are counted by.
-type answer struct {
-	route  string
-	status int
-}
-
-// counted are the metrics of an answer: finding them by their labels each time costs more than counting.
-type counted struct {
-	requests prometheus.Counter
-	seconds  prometheus.Observer
-}
-
 // inFlight counts what next is serving.
-func (m *metrics) inFlight(next http.Handler) http.Handler {
+func (m *figures) inFlight(next http.Handler) http.Handler {
 	watch, other := m.flying.WithLabelValues("watch"), m.flying.WithLabelValues("other")
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g := other
@@ -88,7 +60,7 @@ func (m *metrics) inFlight(next http.Handler) http.Handler {
 }
 
 // serve answers GET /health with what ping says, as the deployed controller does, and GET /metrics.
-func (m *metrics) serve(ping func(context.Context) error, log *slog.Logger) http.Handler {
+func (m *figures) serve(ping func(context.Context) error, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn), ErrorHandling: promhttp.ContinueOnError,
@@ -113,7 +85,7 @@ func (m *metrics) serve(ping func(context.Context) error, log *slog.Logger) http
 type storeCollector struct{ current func() *leasesql.Store }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc("silk_controller_"+name, help, labels, nil)
+	return prometheus.NewDesc(prefix+name, help, labels, nil)
 }
 
 var (
@@ -124,63 +96,38 @@ var (
 	descExpired  = desc("leases_expired", "Leases not renewed for lease_expiration_seconds.")
 	descInvalid  = desc("leases_invalid", "Rows of the database that cannot be read as a lease: neither listed nor given out.")
 	descUp       = desc("database_up", "Whether the leases could be counted for this scrape.")
-	descQueries  = desc("database_statements_total", "Statements sent to the database.")
-	descErrors   = desc("database_errors_total", "Statements and commits that failed.")
-	descRetries  = desc("database_retries_total", "Transactions begun again after a conflict or a lost connection.")
-	descOpen     = desc("database_connections", "Connections to the database, by state: used or idle.", "state")
-	descMaxOpen  = desc("database_connections_max", "Most connections allowed, 0 without limit.")
-	descWaits    = desc("database_connection_waits_total", "Times that a connection had to be waited for.")
-	descWaitTime = desc("database_connection_wait_seconds_total", "Time spent waiting for connections.")
+	descDatabase = sqldb.NewMetrics(prefix)
 )
 
-// Describe implements prometheus.Collector.
-func (c *storeCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descTotal, descSize, descFree, descStale, descExpired, descInvalid, descUp, descQueries, descErrors,
-		descRetries, descOpen, descMaxOpen, descWaits, descWaitTime} {
-		ch <- d
-	}
-}
+// Describe implements prometheus.Collector: what there is depends on the database, so nothing is promised.
+func (c *storeCollector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector. Without a database it shows what is known without one.
 func (c *storeCollector) Collect(ch chan<- prometheus.Metric) {
-	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
-	}
-	counter := func(d *prometheus.Desc, v float64) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v)
-	}
+	to := metrics.Scrape(ch)
 	s := c.current()
 	if s == nil {
-		gauge(descUp, 0)
+		to.Gauge(descUp, 0)
 		return
 	}
-	n := s.DBCounts()
-	counter(descQueries, float64(n.Queries))
-	counter(descErrors, float64(n.Errors))
-	counter(descRetries, float64(n.Retries))
-	db := s.DBStats()
-	gauge(descOpen, float64(db.InUse), "used")
-	gauge(descOpen, float64(db.Idle), "idle")
-	gauge(descMaxOpen, float64(db.MaxOpenConnections))
-	counter(descWaits, float64(db.WaitCount))
-	counter(descWaitTime, db.WaitDuration.Seconds())
+	descDatabase.Collect(to, s.DBCounts(), s.DBStats())
 
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	st, err := s.Stats(ctx)
 	if err != nil {
-		gauge(descUp, 0)
+		to.Gauge(descUp, 0)
 		return
 	}
-	gauge(descUp, 1)
-	gauge(descTotal, float64(st.Blocks), "block")
-	gauge(descTotal, float64(st.Singles), "single")
+	to.Gauge(descUp, 1)
+	to.Gauge(descTotal, float64(st.Blocks), "block")
+	to.Gauge(descTotal, float64(st.Singles), "single")
 	for _, k := range kinds {
 		size, free := room(st, k)
-		gauge(descSize, float64(size), k.String())
-		gauge(descFree, float64(free), k.String())
+		to.Gauge(descSize, float64(size), k.String())
+		to.Gauge(descFree, float64(free), k.String())
 	}
-	gauge(descStale, float64(st.Stale))
-	gauge(descExpired, float64(st.Expired))
-	gauge(descInvalid, float64(st.Invalid))
+	to.Gauge(descStale, float64(st.Stale))
+	to.Gauge(descExpired, float64(st.Expired))
+	to.Gauge(descInvalid, float64(st.Invalid))
 }

@@ -16,7 +16,7 @@ import (
 func TestAnUnhealthyDatabaseIsLoggedOnce(t *testing.T) {
 	var buf bytes.Buffer
 	var err error
-	m := newMetrics(func() *leasesql.Store { return nil })
+	m := newFigures(func() *leasesql.Store { return nil })
 	h := m.serve(func(context.Context) error { return err }, slog.New(slog.NewTextHandler(&buf, nil)))
 	get := func(want int) {
 		t.Helper()

@@ -8,7 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"code.cloudfoundry.org/silk/internal/reconcile"
+	"code.cloudfoundry.org/silk/internal/metrics"
 )
 
 // metrics returns the handler of /metrics. Nothing is counted twice: values are read when somebody asks.
@@ -18,16 +18,15 @@ func (d *daemon) metrics() http.Handler {
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorLog: nil, MaxRequestsInFlight: 4, Timeout: 10 * time.Second})
 }
 
+const prefix = "silk_daemon_"
+
 func desc(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc("silk_daemon_"+name, help, labels, nil)
+	return prometheus.NewDesc(prefix+name, help, labels, nil)
 }
 
 var (
-	descState    = desc("state", "1 for the state the host is in, 0 for the others.", "state")
-	descPasses   = desc("loop_passes_total", "Passes of a loop.", "loop")
-	descFailures = desc("loop_failures_total", "Passes of a loop that failed.", "loop")
-	descSuccess  = desc("loop_last_success_timestamp_seconds", "When a loop last succeeded; absent before the first time.", "loop")
-	descTook     = desc("loop_last_duration_seconds", "How long the last pass of a loop took.", "loop")
+	descState = desc("state", "1 for the state the host is in, 0 for the others.", "state")
+	descLoops = metrics.NewLoops(prefix)
 
 	descRenewals  = desc("renewals_total", "Successful renewals of the lease.")
 	descRefused   = desc("renewal_failures_total", "Failed renewals of the lease.")
@@ -61,49 +60,29 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	d.mu.Lock()
 	p, s, held := d.now, d.standing, d.peers.Held()
 	d.mu.Unlock()
-	gauge := func(desc *prometheus.Desc, v float64, labels ...string) {
-		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, labels...)
-	}
-	counter := func(desc *prometheus.Desc, v uint64, labels ...string) {
-		out <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(v), labels...)
-	}
-	stamp := func(desc *prometheus.Desc, t time.Time, labels ...string) {
-		if !t.IsZero() {
-			gauge(desc, float64(t.UnixMilli())/1000, labels...)
-		}
-	}
+	to := metrics.Scrape(out)
 	for _, st := range []Status{StatusReady, StatusDegraded, StatusStarting, StatusFenced} {
-		v := 0.0
-		if st == status {
-			v = 1
-		}
-		gauge(descState, v, string(st))
+		to.Flag(descState, st == status, string(st))
 	}
-	for _, l := range []*reconcile.Loop{d.convergence, d.renewal, d.save} {
-		st := l.Stats()
-		counter(descPasses, st.Passes, l.Name)
-		counter(descFailures, st.Failures, l.Name)
-		stamp(descSuccess, st.LastSuccess, l.Name)
-		gauge(descTook, st.Duration.Seconds(), l.Name)
-	}
-	counter(descRenewals, p.renewals)
-	counter(descRefused, p.renewalFailures)
-	stamp(descConfirmed, s.Confirmed)
-	stamp(descHeard, p.heard)
-	counter(descUnheard, p.hearFailures)
-	gauge(descListed, float64(p.listed))
-	gauge(descPartial, float64(p.partial))
-	gauge(descHeld, float64(held))
+	descLoops.Collect(to, d.convergence, d.renewal, d.save)
+	to.Counter(descRenewals, float64(p.renewals))
+	to.Counter(descRefused, float64(p.renewalFailures))
+	to.Time(descConfirmed, s.Confirmed)
+	to.Time(descHeard, p.heard)
+	to.Counter(descUnheard, float64(p.hearFailures))
+	to.Gauge(descListed, float64(p.listed))
+	to.Gauge(descPartial, float64(p.partial))
+	to.Gauge(descHeld, float64(held))
 	for kind, n := range map[string]int{"desired": p.report.Desired, "observed": p.report.Observed, "changed": p.report.Changed,
 		"failed": p.report.Failed, "foreign": p.report.Foreign} {
-		gauge(descObjects, float64(n), kind)
+		to.Gauge(descObjects, float64(n), kind)
 	}
-	gauge(descSkipped, float64(p.report.NonRoutable), "non_routable")
-	gauge(descSkipped, float64(len(p.report.Skipped)-p.report.NonRoutable), "other")
-	gauge(descContainers, float64(p.containers.Live))
-	gauge(descStale, float64(p.containers.Stale))
-	gauge(descSize, float64(usable(s)))
+	to.Gauge(descSkipped, float64(p.report.NonRoutable), "non_routable")
+	to.Gauge(descSkipped, float64(len(p.report.Skipped)-p.report.NonRoutable), "other")
+	to.Gauge(descContainers, float64(p.containers.Live))
+	to.Gauge(descStale, float64(p.containers.Stale))
+	to.Gauge(descSize, float64(usable(s)))
 	used, size := conntrack()
-	gauge(descTracked, float64(used))
-	gauge(descTrackable, float64(size))
+	to.Gauge(descTracked, float64(used))
+	to.Gauge(descTrackable, float64(size))
 }

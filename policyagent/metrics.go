@@ -10,7 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"code.cloudfoundry.org/silk/internal/reconcile"
+	"code.cloudfoundry.org/silk/internal/metrics"
 )
 
 // metrics returns the handler of /metrics. Nothing is counted twice: values are read when somebody asks.
@@ -20,16 +20,15 @@ func (a *agent) metrics() http.Handler {
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second})
 }
 
+const prefix = "silk_policy_agent_"
+
 func desc(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc("silk_policy_agent_"+name, help, labels, nil)
+	return prometheus.NewDesc(prefix+name, help, labels, nil)
 }
 
 var (
-	descState    = desc("state", "1 for the state the agent is in, 0 for the others.", "state")
-	descPasses   = desc("loop_passes_total", "Passes of a loop.", "loop")
-	descFailures = desc("loop_failures_total", "Passes of a loop that failed.", "loop")
-	descSuccess  = desc("loop_last_success_timestamp_seconds", "When a loop last succeeded; absent before the first time.", "loop")
-	descTook     = desc("loop_last_duration_seconds", "How long the last pass of a loop took.", "loop")
+	descState = desc("state", "1 for the state the agent is in, 0 for the others.", "state")
+	descLoops = metrics.NewLoops(prefix)
 
 	descRevision = desc("revision_in_force", "Counter of the revision that the kernel has; absent while that is not known.", "epoch")
 	descHeard    = desc("heard_timestamp_seconds", "When policy-server last answered; absent before the first time.")
@@ -57,52 +56,29 @@ func (c collector) Describe(chan<- *prometheus.Desc) {}
 func (c collector) Collect(out chan<- prometheus.Metric) {
 	a := c.a
 	h, _, _ := a.health()
-	gauge := func(desc *prometheus.Desc, v float64, labels ...string) {
-		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, labels...)
-	}
-	counter := func(desc *prometheus.Desc, v uint64, labels ...string) {
-		out <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(v), labels...)
-	}
-	stamp := func(desc *prometheus.Desc, t time.Time, labels ...string) {
-		if !t.IsZero() {
-			gauge(desc, float64(t.UnixMilli())/1000, labels...)
-		}
-	}
-	flag := func(desc *prometheus.Desc, on bool, labels ...string) {
-		v := 0.0
-		if on {
-			v = 1
-		}
-		gauge(desc, v, labels...)
-	}
+	to := metrics.Scrape(out)
 	for _, s := range []string{"ready", "degraded", "starting"} {
-		flag(descState, s == h.Status, s)
+		to.Flag(descState, s == h.Status, s)
 	}
-	for _, l := range []*reconcile.Loop{a.enforcement, a.save} {
-		st := l.Stats()
-		counter(descPasses, st.Passes, l.Name)
-		counter(descFailures, st.Failures, l.Name)
-		stamp(descSuccess, st.LastSuccess, l.Name)
-		gauge(descTook, st.Duration.Seconds(), l.Name)
-	}
+	descLoops.Collect(to, a.enforcement, a.save)
 	a.mu.Lock()
 	p, held := a.now, a.held.Absent()
 	p.latency.buckets = slices.Clone(p.latency.buckets)
 	a.mu.Unlock()
 	if !p.inForce.IsZero() {
-		gauge(descRevision, float64(p.inForce.Counter), p.inForce.Epoch)
+		to.Gauge(descRevision, float64(p.inForce.Counter), p.inForce.Epoch)
 	}
-	stamp(descHeard, p.heard)
-	counter(descUnheard, p.hearFailures)
-	gauge(descHeld, float64(held))
-	gauge(descPolicies, float64(p.policies))
-	gauge(descElements, float64(p.desired))
-	counter(descDrift, p.drift)
-	counter(descCut, p.cut)
-	gauge(descContainers, float64(len(p.enforced)), "enforced")
-	gauge(descContainers, float64(len(p.hosted.containers)-len(p.enforced)), "refused")
-	gauge(descContainers, float64(p.hosted.strangers), "unknown")
-	gauge(descSkipped, float64(len(p.problems)))
+	to.Time(descHeard, p.heard)
+	to.Counter(descUnheard, float64(p.hearFailures))
+	to.Gauge(descHeld, float64(held))
+	to.Gauge(descPolicies, float64(p.policies))
+	to.Gauge(descElements, float64(p.desired))
+	to.Counter(descDrift, float64(p.drift))
+	to.Counter(descCut, float64(p.cut))
+	to.Gauge(descContainers, float64(len(p.enforced)), "enforced")
+	to.Gauge(descContainers, float64(len(p.hosted.containers)-len(p.enforced)), "refused")
+	to.Gauge(descContainers, float64(p.hosted.strangers), "unknown")
+	to.Gauge(descSkipped, float64(len(p.problems)))
 	out <- p.latency.metric()
 
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -112,9 +88,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		a.log.Warn("counters of the policy table could not be read", "error", err)
 		return
 	}
-	flag(descOwned, st.Owned)
+	to.Flag(descOwned, st.Owned)
 	for reason, n := range st.Refused {
-		counter(descRefused, n, string(reason))
+		to.Counter(descRefused, float64(n), string(reason))
 	}
 }
 

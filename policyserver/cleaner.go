@@ -20,7 +20,7 @@ import (
 // says what it left. Who is sure can override both on demand.
 type cleaner struct {
 	log     *slog.Logger
-	metrics *metrics
+	metrics *figures
 	share   float64
 	parts   func(apps []string) [][]string // into what Cloud Controller is asked at once
 	spaces  func(ctx context.Context, apps []string) (map[string]string, error)

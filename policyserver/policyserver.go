@@ -68,7 +68,7 @@ type program struct {
 	cfg       Config
 	log       *slog.Logger
 	opened    atomic.Pointer[policysql.Store] // nil until the database is connected
-	metrics   *metrics
+	metrics   *figures
 	external  *tls.Config // nil: without TLS
 	internal  *tls.Config
 	outbound  []*outbound.Client
@@ -84,7 +84,7 @@ type program struct {
 // build reads the files that the configuration names, before minutes are spent on a database.
 func build(cfg Config, log *slog.Logger) (*program, error) {
 	p := &program{cfg: cfg, log: log}
-	p.metrics = newMetrics(p.opened.Load)
+	p.metrics = newFigures(p.opened.Load)
 	var err error
 	if cfg.InternalListenPort != nil {
 		certs := service.Certificates{CA: cfg.CACertFile, Cert: cfg.InternalServerCertFile, Key: cfg.InternalServerKeyFile}

@@ -54,7 +54,7 @@ func (p *program) backend() policyhttp.Backend {
 func (p *program) externalHandler() http.Handler {
 	o := policyhttp.ExternalOptions{
 		Authenticate: p.who, Access: p.access, SelfService: p.cfg.SelfService, MaxPolicies: p.cfg.MaxPolicies, CORS: p.cfg.AllowedCORS,
-		HSTS: p.cfg.EnableTLS, Observe: p.metrics.observe("external"),
+		HSTS: p.cfg.EnableTLS, Observe: p.metrics.requests.Observe("external"),
 	}
 	if p.cleaner != nil {
 		o.Cleanup = p.cleaner.clean
@@ -64,7 +64,7 @@ func (p *program) externalHandler() http.Handler {
 
 func (p *program) internalHandler() http.Handler {
 	return policyhttp.InternalHandler(p.backend(), p.log, policyhttp.InternalOptions{
-		Clients: p.cfg.InternalClients, BindHosts: p.cfg.BindUnderlay, Observe: p.metrics.observe("internal"),
+		Clients: p.cfg.InternalClients, BindHosts: p.cfg.BindUnderlay, Observe: p.metrics.requests.Observe("internal"),
 	})
 }
 
