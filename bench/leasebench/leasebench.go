@@ -21,6 +21,7 @@ import (
 
 	"code.cloudfoundry.org/silk/bench"
 	"code.cloudfoundry.org/silk/bench/load"
+	"code.cloudfoundry.org/silk/bench/server"
 	"code.cloudfoundry.org/silk/internal/service"
 	"code.cloudfoundry.org/silk/internal/sqldb"
 	"code.cloudfoundry.org/silk/internal/testkit"
@@ -65,7 +66,7 @@ type run struct {
 func prepare(ctx context.Context, dir string) (*run, error) {
 	b := &run{dir: dir}
 	var err error
-	if b.bin, err = build(ctx, dir); err != nil {
+	if b.bin, err = server.Build(ctx, dir, "silk-controller"); err != nil {
 		return nil, err
 	}
 	if b.ca, err = pki.OpenCA(filepath.Join(dir, "pki")); err != nil {
@@ -89,17 +90,17 @@ func (b *run) host() string {
 
 // on runs f against a controller of its own over db, with clients connected.
 func (b *run) on(ctx context.Context, db sqldb.Config, more map[string]any, f func(p *process, l *load.Load) error) error {
-	p, err := start(ctx, b.bin, b.dir, b.ca, b.cert, b.key, db, more)
+	p, err := b.start(ctx, db, more)
 	if err != nil {
 		return err
 	}
-	l, err := load.DialAll(ctx, p.api, b.tls, clients, func(*load.Client) error { return nil })
+	l, err := load.DialAll(ctx, p.API, b.tls, clients, func(*load.Client) error { return nil })
 	if err != nil {
-		return errors.Join(err, p.stop())
+		return errors.Join(err, p.Stop())
 	}
 	err = f(p, l)
 	l.Close()
-	return errors.Join(err, p.stop())
+	return errors.Join(err, p.Stop())
 }
 
 // fill lets 10,000 hosts get their leases and returns those as JSON.
@@ -121,13 +122,18 @@ func (b *run) throughput(ctx context.Context, r *bench.Report) error {
 	if err != nil {
 		return err
 	}
-	pg, err := newBaseline(ctx, b.server, b.dir)
+	pg, err := server.NewBaseline(ctx, b.server, b.dir, baselineTable, baselineRows, held, clients, round)
 	if err != nil {
+		return err
+	}
+	inserts, err1 := pg.Script("insert", baselineInsert)
+	updates, err2 := pg.Script("update", baselineUpdate)
+	beside, err3 := pg.Script("update", baselineUpdate) // the same, sampled beside the unwritten renewals
+	if err := errors.Join(err1, err2, err3); err != nil {
 		return err
 	}
 	var leases []string
 	var acquires, written, unwritten []float64
-	var inserts, updates, beside rates
 	// With a staleness threshold of 1 s every renewal has to be written.
 	err = b.on(ctx, db, map[string]any{"staleness_threshold_seconds": 1}, func(_ *process, l *load.Load) error {
 		if leases, err = b.fill(l); err != nil {
@@ -135,8 +141,8 @@ func (b *run) throughput(ctx context.Context, r *bench.Report) error {
 		}
 		for range rounds {
 			if err := errors.Join(
-				pg.sample(ctx, pg.insert, &inserts), b.newLeases(l, &acquires),
-				pg.sample(ctx, pg.update, &updates), renewals(l, leases, &written),
+				inserts.Sample(ctx), b.newLeases(l, &acquires),
+				updates.Sample(ctx), renewals(l, leases, &written),
 			); err != nil {
 				return err
 			}
@@ -148,15 +154,15 @@ func (b *run) throughput(ctx context.Context, r *bench.Report) error {
 	}
 	err = b.on(ctx, db, nil, func(_ *process, l *load.Load) error {
 		for range rounds {
-			if err := errors.Join(renewals(l, leases, &unwritten), pg.sample(ctx, pg.update, &beside)); err != nil {
+			if err := errors.Join(renewals(l, leases, &unwritten), beside.Sample(ctx)); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	inserts.compare(r, "lease.acquire", acquires)
-	updates.compare(r, "lease.renew.written", written)
-	beside.compare(r, "lease.renew.unwritten", unwritten)
+	inserts.Compare(r, "lease.acquire", acquires, 1, 0)
+	updates.Compare(r, "lease.renew.written", written, 1, 0)
+	beside.Compare(r, "lease.renew.unwritten", unwritten, 1, 0)
 	return err
 }
 
@@ -225,12 +231,12 @@ func (b *run) memory(ctx context.Context, r *bench.Report) error {
 		if err != nil {
 			return err
 		}
-		idle, err := p.rss()
+		idle, err := p.RSS()
 		if err != nil {
 			return err
 		}
 		watch := func(c *load.Client) error { return c.Send("GET", leasehttp.PathWatch+"?wait=60&since="+since, "") }
-		daemons, err := load.DialAll(ctx, p.api, b.tls, waiting, watch)
+		daemons, err := load.DialAll(ctx, p.API, b.tls, waiting, watch)
 		if err != nil {
 			return err
 		}
@@ -271,7 +277,7 @@ func waitingRSS(ctx context.Context, p *process) (float64, error) {
 	if err := p.awaitWatchers(ctx, waiting); err != nil {
 		return 0, err
 	}
-	return p.rss()
+	return p.RSS()
 }
 
 func revision(c *load.Client) (string, error) {

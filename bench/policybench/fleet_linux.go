@@ -126,7 +126,7 @@ func (s *setup) measure(ctx context.Context, r *bench.Report) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, p.stop()) }()
+	defer func() { err = errors.Join(err, p.Stop()) }()
 	person, err := s.person(p)
 	if err != nil {
 		return err
@@ -150,7 +150,7 @@ func (s *setup) measure(ctx context.Context, r *bench.Report) (err error) {
 	if err := f.change(ctx, r, person); err != nil {
 		return err
 	}
-	rss, err := p.rss()
+	rss, err := p.resident()
 	r.Add("policy.fleet.resident", rss, "MiB", math.NaN())
 	return errors.Join(err, f.quiet(r), f.restart(ctx, r, person))
 }
@@ -195,7 +195,7 @@ func (s *setup) newFleet(p *process, all []policy.Policy) (*fleet, error) {
 			return nil, err
 		}
 		a := &agent{host: fmt.Sprintf("10.1.%d.%d", n/250, n%250), gs: []identity.Group{everywhere}}
-		a.c = policyhttp.NewClient([]string{"https://" + p.internal}, tc, policyhttp.ClientOptions{Timeout: 30 * time.Second})
+		a.c = policyhttp.NewClient([]string{"https://" + p.Internal}, tc, policyhttp.ClientOptions{Timeout: 30 * time.Second})
 		for range perAgent {
 			a.gs = append(a.gs, app(rnd.IntN(apps)))
 		}

@@ -29,6 +29,7 @@ import (
 
 	"code.cloudfoundry.org/silk/bench"
 	"code.cloudfoundry.org/silk/bench/load"
+	"code.cloudfoundry.org/silk/bench/server"
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/internal/service"
 	"code.cloudfoundry.org/silk/internal/testkit"
@@ -76,8 +77,9 @@ type run struct {
 }
 
 func prepare(ctx context.Context, dir string) (*run, error) {
-	b := &run{setup: setup{Dir: dir, Bin: filepath.Join(dir, "policy-server")}}
-	if err := build(ctx, b.Bin); err != nil {
+	b := &run{setup: setup{Dir: dir}}
+	var err error
+	if b.Bin, err = server.Build(ctx, dir, "policy-server"); err != nil {
 		return nil, err
 	}
 	ca, err := pki.OpenCA(filepath.Join(dir, "pki"))
@@ -129,7 +131,7 @@ func (s *setup) person(p *process) (*policyhttp.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return policyhttp.NewClient([]string{"https://" + p.external}, tc, policyhttp.ClientOptions{
+	return policyhttp.NewClient([]string{"https://" + p.External}, tc, policyhttp.ClientOptions{
 		Timeout: time.Minute, Token: func(context.Context) (string, error) { return token, nil },
 	}), nil
 }
@@ -151,7 +153,11 @@ func (b *run) central(ctx context.Context, r *bench.Report) (err error) {
 	if err := b.newDatabase(ctx); err != nil {
 		return err
 	}
-	pg, err := newBaseline(ctx, b.server, b.Dir)
+	pg, err := server.NewBaseline(ctx, b.server, b.Dir, baselineTable, baselineRows, held, clients, round)
+	if err != nil {
+		return err
+	}
+	inserts, err := pg.Script("insert", baselineInsert)
 	if err != nil {
 		return err
 	}
@@ -166,19 +172,19 @@ func (b *run) central(ctx context.Context, r *bench.Report) (err error) {
 		r.Add("policy.fill", held/time.Since(start).Seconds(), "policies/s", math.NaN())
 		c.Close()
 	}
-	if err = errors.Join(err, first.stop()); err != nil {
+	if err = errors.Join(err, first.Stop()); err != nil {
 		return err
 	}
 	p, err := b.start(ctx) // as after a restart: the memory of filling is gone
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, p.stop()) }()
-	return errors.Join(b.reads(ctx, r, p), b.memory(r, p), b.writes(ctx, r, p, pg))
+	defer func() { err = errors.Join(err, p.Stop()) }()
+	return errors.Join(b.reads(ctx, r, p), b.memory(r, p), b.writes(ctx, r, p, inserts))
 }
 
 func (b *run) memory(r *bench.Report, p *process) error {
-	rss, err := p.rss()
+	rss, err := p.resident()
 	r.AtMost("policy.resident", rss, "MiB", 64)
 	return err
 }
@@ -221,14 +227,14 @@ func (b *run) reads(ctx context.Context, r *bench.Report, p *process) error {
 		for i := range ids {
 			ids[i] = string(app(rnd.IntN(apps)))
 		}
-		ms, n, err := get(ctx, h, "https://"+p.internal+policyhttp.PathPolicies+"?id="+strings.Join(ids, ","))
+		ms, n, err := get(ctx, h, "https://"+p.Internal+policyhttp.PathPolicies+"?id="+strings.Join(ids, ","))
 		if err != nil {
 			return err
 		}
 		some, someSize = append(some, ms), n
 	}
 	for range lists {
-		ms, n, err := get(ctx, h, "https://"+p.internal+policyhttp.PathPolicies)
+		ms, n, err := get(ctx, h, "https://"+p.Internal+policyhttp.PathPolicies)
 		if err != nil {
 			return err
 		}
@@ -243,7 +249,7 @@ func (b *run) reads(ctx context.Context, r *bench.Report, p *process) error {
 }
 
 // writes measures policies that are created one in a request, in rounds that alternate with pgbench, and removes them again.
-func (b *run) writes(ctx context.Context, r *bench.Report, p *process, pg *baseline) error {
+func (b *run) writes(ctx context.Context, r *bench.Report, p *process, inserts *server.Script) error {
 	c, err := b.person(p)
 	if err != nil {
 		return err
@@ -253,7 +259,7 @@ func (b *run) writes(ctx context.Context, r *bench.Report, p *process, pg *basel
 	if err != nil {
 		return err
 	}
-	l, err := load.DialAll(ctx, p.external, tc, clients, func(c *load.Client) error {
+	l, err := load.DialAll(ctx, p.External, tc, clients, func(c *load.Client) error {
 		c.Header("Authorization: bearer " + token + "\r\n")
 		return nil
 	})
@@ -261,7 +267,6 @@ func (b *run) writes(ctx context.Context, r *bench.Report, p *process, pg *basel
 		return err
 	}
 	defer l.Close()
-	var inserts rates
 	var creates []float64
 	for n := range rounds {
 		made := make([][]policy.Policy, clients)
@@ -274,7 +279,7 @@ func (b *run) writes(ctx context.Context, r *bench.Report, p *process, pg *basel
 			return err
 		})
 		creates = append(creates, rate)
-		if err = errors.Join(err, pg.sample(ctx, &inserts)); err != nil {
+		if err = errors.Join(err, inserts.Sample(ctx)); err != nil {
 			return err
 		}
 		for part := range slices.Chunk(slices.Concat(made...), 2000) {
@@ -283,9 +288,7 @@ func (b *run) writes(ctx context.Context, r *bench.Report, p *process, pg *basel
 			}
 		}
 	}
-	rate := bench.Median(creates)
-	r.RatioAtLeast("policy.create", rate, "1/s", bench.Median(inserts.simple), 0.5)
-	r.RatioAtLeast("policy.create.prepared", rate, "1/s", bench.Median(inserts.prepared), 0.5)
+	inserts.Compare(r, "policy.create", creates, 0.5, 0.5)
 	return nil
 }
 
