@@ -8,10 +8,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"slices"
 	"strconv"
@@ -91,33 +89,6 @@ func writeBytes(w http.ResponseWriter, status int, b []byte) {
 	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
 	w.WriteHeader(status)
 	w.Write(b)
-}
-
-// Fail sends err. Its text goes out only when its kind is not Internal or Unavailable; of those the caller learns what
-// (such as "acquire lease") could not be done, and the log the cause.
-func Fail(w http.ResponseWriter, log *slog.Logger, what string, err error) {
-	kind := fault.Of(err)
-	text := what + ": " + err.Error()
-	if kind == fault.Internal || kind == fault.Unavailable {
-		log.Error("request failed", "operation", what, "error", err)
-		text = what + ": " + kind.Error() + ": see the log of the server"
-	}
-	if kind == fault.Unavailable {
-		w.Header().Set("Retry-After", "1")
-	}
-	WriteError(w, Status(kind), text)
-}
-
-// Read decodes the body of r, at most limit bytes of JSON, into v. What is wrong with it is fault.Invalid.
-func Read(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
-	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
-	if err := d.Decode(v); err != nil {
-		return fault.New(fault.Invalid, fmt.Errorf("read body: %w", err))
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return fault.Invalidf("read body: more than one JSON value")
-	}
-	return nil
 }
 
 // Admit lets at most n requests into next at a time and answers 503 with Retry-After to those that have

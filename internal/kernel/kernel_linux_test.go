@@ -5,7 +5,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"testing"
 
 	"code.cloudfoundry.org/silk/internal/kernel"
@@ -163,36 +162,6 @@ func TestOpenNSRefusesWhatIsNoNamespace(t *testing.T) {
 		if _, err := kernel.OpenNS(path); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: %v, want not exist", path, err)
 		}
-	}
-}
-
-func TestWatchHearsAChange(t *testing.T) {
-	ns := newNS(t)
-	stop, heard, ready := make(chan struct{}), make(chan struct{}, 64), make(chan struct{})
-	var calls atomic.Int32
-	done := make(chan error, 1)
-	go func() {
-		done <- kernel.Watch(ns, []int{unix.RTNLGRP_LINK}, stop, func() {
-			if calls.Add(1) == 1 {
-				close(ready)
-				return
-			}
-			select {
-			case heard <- struct{}{}:
-			default:
-			}
-		})
-	}()
-	<-ready
-	var b kernel.Batch
-	bridge(&b, "a")
-	if refused, err := dial(t, ns).Do(&b); err != nil || refused != nil {
-		t.Fatal(refused, err)
-	}
-	<-heard
-	close(stop)
-	if err := <-done; err != nil {
-		t.Error(err)
 	}
 }
 

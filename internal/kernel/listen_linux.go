@@ -95,35 +95,3 @@ func notifications(b []byte, each func(Message)) bool {
 	}
 	return len(b) == 0
 }
-
-// Watch calls changed for every burst of notifications of the given groups (RTNLGRP_*) in ns until stop is closed. It
-// calls it once when it listens, and also when notifications were lost: a notification means "look again", nothing more.
-func Watch(ns *NS, groups []int, stop <-chan struct{}, changed func()) error {
-	l, err := Listen(ns, unix.NETLINK_ROUTE, groups...)
-	if err != nil {
-		return err
-	}
-	done := make(chan struct{})
-	gone := make(chan struct{})
-	defer func() { close(done); l.Close(); <-gone }()
-	go func() {
-		defer close(gone)
-		select {
-		case <-stop:
-			l.Close()
-		case <-done:
-		}
-	}()
-	changed()
-	for {
-		err := l.Wait(func(Message) {})
-		switch {
-		case err == nil || errors.Is(err, ErrLost):
-			changed()
-		case errors.Is(err, os.ErrClosed):
-			return nil
-		default:
-			return err
-		}
-	}
-}
