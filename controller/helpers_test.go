@@ -175,15 +175,7 @@ func metric(t testing.TB, r *running, sample string) float64 {
 // eventually polls until ok returns true, at most for half a minute.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.After(30 * time.Second); !ok(); {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("in half a minute it did not happen that %s", what)
-		}
-	}
+	testkit.Until(t, 30*time.Second, what, ok)
 }
 
 func host(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}) }

@@ -392,19 +392,12 @@ func (h *host) ready() daemon.Network {
 // eventually polls until check returns nil and fails the test when it does not in time.
 func eventually(t testing.TB, within time.Duration, what string, check func() error) {
 	t.Helper()
-	deadline := time.Now().Add(within)
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := check()
-		if err == nil {
-			return
+	testkit.Within(t, within, func() string {
+		if err := check(); err != nil {
+			return what + ": " + err.Error()
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s: %v", within, what, err)
-		}
-		<-tick.C
-	}
+		return ""
+	})
 }
 
 // container makes what a plugin of any kind leaves in the host's namespace: a device named after the address, with a route.

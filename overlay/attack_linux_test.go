@@ -11,6 +11,7 @@ import (
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/overlay"
 	"golang.org/x/sys/unix"
 )
@@ -25,7 +26,7 @@ func TestUnderlayCannotClaimOverlaySource(t *testing.T) {
 		nft add table inet t; nft 'add chain inet t after { type filter hook prerouting priority -200; }'; nft add rule inet t after iifname eth0 ip daddr 10.255.2.7 counter comment after`)
 	stranger.sh("ip addr add 10.255.1.7/32 dev lo; ip route add 10.255.2.0/24 via 10.0.16.2")
 	stranger.send("10.0.16.3:0", "10.255.2.7:9", []byte("x"))
-	eventually(t, 3*time.Second, func() string { // other sources are not the guard's business
+	testkit.Within(t, 3*time.Second, func() string { // other sources are not the guard's business
 		if n := victim.count("t", `"after"`); n != 1 {
 			return fmt.Sprintf("%d packets with an underlay source arrived", n)
 		}
@@ -33,7 +34,7 @@ func TestUnderlayCannotClaimOverlaySource(t *testing.T) {
 	})
 	stranger.send("10.255.1.7:0", "10.255.2.7:9", []byte("x"))
 	stranger.send("10.0.16.3:0", "10.255.2.7:9", []byte("x"))
-	eventually(t, 3*time.Second, func() string {
+	testkit.Within(t, 3*time.Second, func() string {
 		if n := victim.count("t", `"after"`); n < 2 {
 			return fmt.Sprintf("%d packets arrived", n)
 		}
@@ -120,7 +121,7 @@ func TestFragmentsCannotInjectVXLAN(t *testing.T) {
 	packet := append(encapsulated(member(1, 2).Local.MAC, 5, "10.255.2.7", "10.255.1.0"), make([]byte, 1500)...)
 	for i, to := range []string{"10.0.16.1:4789", "169.254.0.1:4789"} {
 		container.send("10.255.1.7:0", to, packet)
-		eventually(t, 3*time.Second, func() string {
+		testkit.Within(t, 3*time.Second, func() string {
 			if n := home.count("silk", `"s-*"`); n != i+1 {
 				return fmt.Sprintf("to %s: %d first fragments dropped, want %d", to, n, i+1)
 			}
@@ -128,7 +129,7 @@ func TestFragmentsCannotInjectVXLAN(t *testing.T) {
 		})
 	}
 	container.send("10.255.1.7:0", "169.254.0.1:9", packet) // what followed the first ones has arrived when this has
-	eventually(t, 3*time.Second, func() string {
+	testkit.Within(t, 3*time.Second, func() string {
 		if out := home.sh("grep ^Udp: /proc/net/snmp | tail -1"); strings.Fields(out)[2] == "0" { // NoPorts
 			return "the packet to another port did not arrive whole"
 		}
@@ -158,7 +159,7 @@ func TestContainersCannotClaimAnothersSource(t *testing.T) {
 	containers[0].sh("ip addr add 10.255.1.8/32 dev lo")
 	containers[0].send("10.255.1.8:0", "169.254.0.1:9", []byte("x"))
 	containers[0].send("10.255.1.7:0", "169.254.0.1:9", []byte("x")) // what came before it has arrived when this has
-	eventually(t, 3*time.Second, func() string {
+	testkit.Within(t, 3*time.Second, func() string {
 		if n := home.count("t", `"after"`); n == 0 {
 			return "the container's own source was not let through"
 		}

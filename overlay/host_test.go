@@ -150,32 +150,13 @@ func (h *host) holds(c overlay.Config) {
 // dump returns what ip, bridge and nft say of the host, without what counts or varies.
 func (h *host) dump() string {
 	h.t.Helper()
-	eventually(h.t, 10*time.Second, func() string { // the kernel looks at carriers once a second, and later on a busy machine
+	testkit.Within(h.t, 10*time.Second, func() string { // the kernel looks at carriers once a second, and later on a busy machine
 		if out := h.sh("ip link show"); strings.Contains(out, "NO-CARRIER") || strings.Contains(out, "LOWERLAYERDOWN") {
 			return "no carrier:\n" + out
 		}
 		return ""
 	})
 	return h.sh("ip -d link show; ip addr show; ip route show table all; ip rule show; ip neigh show nud all; bridge fdb show; nft list ruleset")
-}
-
-// eventually polls until wrong returns "", at most for the time given.
-func eventually(t testing.TB, within time.Duration, wrong func() string) {
-	t.Helper()
-	deadline := time.After(within)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		last := wrong()
-		if last == "" {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("not within %v: %s", within, last)
-		}
-	}
 }
 
 // golden compares text with a file in testdata.

@@ -12,6 +12,7 @@ import (
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/reconcile"
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/overlay"
 )
 
@@ -98,9 +99,9 @@ func TestSabotageIsRepairedWithinASecond(t *testing.T) {
 				}
 				return strings.Join(p, "\n")
 			}
-			eventually(t, 10*time.Second, whole)
+			testkit.Within(t, 10*time.Second, whole)
 			h.sh(script)
-			eventually(t, patience, whole)
+			testkit.Within(t, patience, whole)
 		})
 	}
 }
@@ -144,7 +145,7 @@ func TestWatchSleepsWhenNothingConcernsIt(t *testing.T) {
 		}
 		return ""
 	}
-	eventually(t, 5*time.Second, quiet)
+	testkit.Within(t, 5*time.Second, quiet)
 	before := passes()
 	// A container comes; another asks for addresses that nobody has; the policy agent writes its own table.
 	h.sh(`ip link add s-010255030002 type veth peer name c0; ip addr add 169.254.0.1 peer 10.255.30.2/32 dev s-010255030002; ip link set s-010255030002 up
@@ -153,7 +154,7 @@ func TestWatchSleepsWhenNothingConcernsIt(t *testing.T) {
 	for i := range 5 {
 		h.send(":0", fmt.Sprintf("10.255.77.%d:9", i+1), []byte("x"))
 	}
-	eventually(t, 20*time.Second, func() string { // the kernel has given up looking for their neighbours, and said so
+	testkit.Within(t, 20*time.Second, func() string { // the kernel has given up looking for their neighbours, and said so
 		if n := strings.Count(h.sh("ip neigh show dev silk-vtep"), "FAILED"); n < 5 {
 			return fmt.Sprintf("%d neighbours were looked for", n)
 		}
@@ -225,12 +226,12 @@ func TestLowerDeviceMayGoAndComeBack(t *testing.T) {
 		}
 		return strings.Join(p, "\n")
 	}
-	eventually(t, 5*time.Second, whole)
+	testkit.Within(t, 5*time.Second, whole)
 	h.sh("ip addr flush dev eth0; ip route add 10.0.16.0/24 dev eth0 || true")
 	h.sh("ip link add br0 type bridge; ip link set eth0 master br0; ip addr add 10.0.16.15/24 dev br0; ip link set br0 up") // as bonding or bridging does
-	eventually(t, patience, whole)
+	testkit.Within(t, patience, whole)
 	h.sh("ip link del eth0; ip link del br0; ip link add eth0 type veth peer name wire; ip addr add 10.0.16.15/24 dev eth0; ip link set eth0 up; ip link set wire up")
-	eventually(t, patience, whole)
+	testkit.Within(t, patience, whole)
 }
 
 // patience bounds the wait for what takes a second at most on a machine that has time: the tests share two processors with others, and the

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/lease"
 	"code.cloudfoundry.org/silk/overlay"
 )
@@ -206,7 +207,7 @@ func TestTagCrossesAndTheUnderlayDoesNotSeeIt(t *testing.T) {
 	for range 3 {
 		hosts[0].send(":0", "10.255.2.0:9", []byte("x"))
 	}
-	eventually(t, 3*time.Second, func() string {
+	testkit.Within(t, 3*time.Second, func() string {
 		if n := hosts[1].count("t", `"tag"`); n < 3 {
 			return fmt.Sprintf("%d packets arrived with their tag", n)
 		}
@@ -235,7 +236,7 @@ func TestPacketWithoutTagHasNone(t *testing.T) {
 	hosts[1].sh(`nft add table inet t; nft 'add chain inet t in { type filter hook prerouting priority -150; }'; nft add rule inet t in udp dport 4789 meta mark set 0x77
 		nft add rule inet t in iifname silk-vtep ip protocol udp meta mark 0 counter comment none; nft add rule inet t in iifname silk-vtep meta mark != 0 counter comment some`)
 	hosts[0].send(":0", "10.255.2.0:9", []byte("x"))
-	eventually(t, 3*time.Second, func() string {
+	testkit.Within(t, 3*time.Second, func() string {
 		if n := hosts[1].count("t", `"none"`) + hosts[1].count("t", `"some"`); n == 0 {
 			return "nothing arrived"
 		}
@@ -274,7 +275,7 @@ func TestOnlyKnownPeersAreHeard(t *testing.T) {
 	victim.countArrivals()
 	packet := encapsulated(lease.MACOf(member(2, 2).Local.Subnet), 5, "10.255.1.7", "10.255.2.0")
 	stranger.send("10.0.16.3:0", "10.0.16.2:4789", packet)
-	eventually(t, 3*time.Second, func() string {
+	testkit.Within(t, 3*time.Second, func() string {
 		if n := victim.count("silk", "@overlay-peers"); n != 1 {
 			return fmt.Sprintf("%d packets of a stranger were dropped", n)
 		}
@@ -285,7 +286,7 @@ func TestOnlyKnownPeersAreHeard(t *testing.T) {
 	}
 	victim.set(member(2, 3)) // no stranger any more
 	stranger.send("10.0.16.3:0", "10.0.16.2:4789", packet)
-	eventually(t, 3*time.Second, func() string {
+	testkit.Within(t, 3*time.Second, func() string {
 		if n := victim.count("t", `"after"`); n != 1 {
 			return fmt.Sprintf("%d packets of a peer arrived", n)
 		}
@@ -301,7 +302,7 @@ func TestOnlySourcesOfOthersLeaveTheVTEP(t *testing.T) {
 	mac := member(2, 2).Local.MAC
 	for i, src := range []string{"192.0.2.1", "10.255.2.9", "127.0.0.1", "10.0.16.1"} {
 		hosts[0].send("10.0.16.1:0", "10.0.16.2:4789", encapsulated(mac, 5, src, "10.255.2.0"))
-		eventually(t, 3*time.Second, func() string {
+		testkit.Within(t, 3*time.Second, func() string {
 			if n := victim.count("silk", `iifname "silk-vtep"`); n != i+1 {
 				return fmt.Sprintf("source %s: %d dropped, want %d", src, n, i+1)
 			}
@@ -313,7 +314,7 @@ func TestOnlySourcesOfOthersLeaveTheVTEP(t *testing.T) {
 		t.Errorf("%d spoofed packets got through", n)
 	}
 	hosts[0].send("10.0.16.1:0", "10.0.16.2:4789", encapsulated(mac, 5, "10.255.1.9", "10.255.2.0"))
-	eventually(t, 3*time.Second, func() string {
+	testkit.Within(t, 3*time.Second, func() string {
 		if n := victim.count("t", `"after"`); n != 1 {
 			return fmt.Sprintf("%d honest packets got through", n)
 		}
@@ -339,7 +340,7 @@ func TestContainerCannotInjectVXLAN(t *testing.T) {
 	packet := encapsulated(member(2, 2).Local.MAC, 5, "10.255.1.7", "10.255.2.0")
 	for i, to := range []string{"10.0.16.2:4789", "10.0.16.1:4789", "10.255.2.0:4789", "10.255.1.0:4789", "169.254.0.1:4789"} {
 		container.send("10.255.1.7:0", to, packet)
-		eventually(t, 3*time.Second, func() string {
+		testkit.Within(t, 3*time.Second, func() string {
 			if n := home.count("silk", `"s-*"`); n != i+1 {
 				return fmt.Sprintf("to %s: %d dropped, want %d", to, n, i+1)
 			}
@@ -350,7 +351,7 @@ func TestContainerCannotInjectVXLAN(t *testing.T) {
 		t.Errorf("%d packets were injected", n)
 	}
 	container.send("10.255.1.7:0", "10.255.2.0:4790", packet) // other ports are free
-	eventually(t, 3*time.Second, func() string {
+	testkit.Within(t, 3*time.Second, func() string {
 		if n := victim.count("t", `"after"`); n != 1 {
 			return fmt.Sprintf("%d packets to another port arrived", n)
 		}

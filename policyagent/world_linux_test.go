@@ -277,15 +277,7 @@ func echoes(c net.Conn) bool {
 // eventually waits until a behaviour shows.
 func eventually(t *testing.T, what string, within time.Duration, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(within)
-	again := time.NewTicker(5 * time.Millisecond)
-	defer again.Stop()
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within %v", what, within)
-		}
-		<-again.C
-	}
+	testkit.Until(t, within, what, ok)
 }
 
 func tcpPolicy(from, to string, port uint16) policy.Policy {

@@ -190,15 +190,7 @@ func fetch(t testing.TB, url string) (int, string) {
 
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.After(30 * time.Second); !ok(); {
-		select {
-		case <-tick.C:
-		case <-end:
-			t.Fatalf("in half a minute it did not happen that %s", what)
-		}
-	}
+	testkit.Until(t, 30*time.Second, what, ok)
 }
 
 // foundry is UAA and Cloud Controller in one: opaque tokens, apps in spaces, developers.

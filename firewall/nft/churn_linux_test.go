@@ -9,6 +9,7 @@ import (
 	"code.cloudfoundry.org/silk/firewall/firewalltest"
 	"code.cloudfoundry.org/silk/firewall/nft"
 	"code.cloudfoundry.org/silk/identity"
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/policy"
 )
 
@@ -92,7 +93,7 @@ func TestNoMomentOpenOrCut(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 2*time.Second, func() string {
+	testkit.Within(t, 2*time.Second, func() string {
 		hear()
 		for p := range good {
 			if !arrived[p] {

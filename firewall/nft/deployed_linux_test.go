@@ -8,6 +8,7 @@ import (
 
 	"code.cloudfoundry.org/silk/firewall/firewalltest"
 	"code.cloudfoundry.org/silk/firewall/nft"
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/policy"
 )
 
@@ -87,7 +88,7 @@ func refusedThere(t *testing.T, f *fleet, p firewalltest.Packet) {
 	if err := f.w.Hosts[0].Send(good, false); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 2*time.Second, func() string {
+	testkit.Within(t, 2*time.Second, func() string {
 		wrong := "the allowed packet did not arrive"
 		f.w.Hosts[1].Hear(func(got firewalltest.Packet) {
 			got.Device = p.Device

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 
 	"code.cloudfoundry.org/silk/firewall"
 	"code.cloudfoundry.org/silk/firewall/nft"
@@ -126,24 +125,5 @@ func example() firewall.Input {
 		},
 		Services: []firewall.Service{{Protocol: policy.TCP, Address: netip.MustParseAddr("10.0.16.15"), Port: 1443}},
 		DNS:      []netip.Addr{netip.MustParseAddr("169.254.0.2"), netip.MustParseAddr("8.8.8.8")},
-	}
-}
-
-// eventually polls until wrong returns "", at most for the time given.
-func eventually(t testing.TB, within time.Duration, wrong func() string) {
-	t.Helper()
-	deadline := time.After(within)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		last := wrong()
-		if last == "" {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("not within %v: %s", within, last)
-		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"code.cloudfoundry.org/silk/firewall/firewalltest"
 	"code.cloudfoundry.org/silk/firewall/nft"
 	"code.cloudfoundry.org/silk/identity"
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/policy"
 )
 
@@ -74,7 +75,7 @@ func (f *fleet) arrives(from, to int, p firewalltest.Packet, answer bool) {
 	if err := f.w.Hosts[from].Send(p, answer); err != nil {
 		f.t.Fatal(err)
 	}
-	eventually(f.t, 2*time.Second, func() string {
+	testkit.Within(f.t, 2*time.Second, func() string {
 		wrong := fmt.Sprintf("%+v did not arrive; refused: %v", p, f.refused())
 		f.w.Hosts[to].Hear(func(got firewalltest.Packet) {
 			if got.Device = p.Device; got == p {
@@ -106,7 +107,7 @@ func (f *fleet) isRefused(from, by int, reason nft.Reason, p firewalltest.Packet
 	if err := f.w.Hosts[from].Send(p, answer); err != nil {
 		f.t.Fatal(err)
 	}
-	eventually(f.t, 2*time.Second, func() string {
+	testkit.Within(f.t, 2*time.Second, func() string {
 		if now := f.refused(); now[by][reason] == before[by][reason] {
 			return fmt.Sprintf("%+v was not refused by host %d for %s: %v, before %v", p, by, reason, now, before)
 		}
@@ -133,7 +134,7 @@ func TestNothingPassesBeforeTheFirstSet(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 2*time.Second, func() string {
+	testkit.Within(t, 2*time.Second, func() string {
 		if f.refused()[0][nft.FromOutside] == 0 {
 			return fmt.Sprintf("a packet from outside was not refused: %v", f.refused())
 		}

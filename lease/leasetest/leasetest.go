@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/lease"
 )
 
@@ -87,17 +88,7 @@ func Of(host netip.Addr, subnet string) lease.Lease {
 // Eventually waits for something that must become true within 15 s.
 func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(15 * time.Second)
-	defer deadline.Stop()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-deadline.C:
-			t.Fatalf("not within 15 s: %s", what)
-		case <-tick.C:
-		}
-	}
+	testkit.Until(t, 15*time.Second, what, ok)
 }
 
 // equateIP lets go-cmp compare what is comparable.

@@ -20,6 +20,7 @@ import (
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/identity"
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/policy"
 )
 
@@ -76,17 +77,7 @@ func all(t testing.TB, texts ...string) []policy.Policy {
 // Eventually waits for something that must become true within 15 s.
 func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(15 * time.Second)
-	defer deadline.Stop()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-deadline.C:
-			t.Fatalf("not within 15 s: %s", what)
-		case <-tick.C:
-		}
-	}
+	testkit.Until(t, 15*time.Second, what, ok)
 }
 
 func create(t testing.TB, b policy.Book, ps ...policy.Policy) {

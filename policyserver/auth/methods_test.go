@@ -17,6 +17,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/policy/policyhttp"
 	"code.cloudfoundry.org/silk/policyserver/auth"
 	"code.cloudfoundry.org/silk/policyserver/outbound"
@@ -129,15 +130,7 @@ func TestTokensOfAFile(t *testing.T) {
 
 func eventually(t *testing.T, ok func() bool) {
 	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.After(20 * time.Second); !ok(); {
-		select {
-		case <-tick.C:
-		case <-end:
-			t.Fatal("it did not happen")
-		}
-	}
+	testkit.Until(t, 20*time.Second, "it did not happen", ok)
 }
 
 func TestCertificates(t *testing.T) {
