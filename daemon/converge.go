@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"code.cloudfoundry.org/silk/lease"
 	"code.cloudfoundry.org/silk/nat"
 	"code.cloudfoundry.org/silk/overlay"
 )
@@ -46,7 +47,7 @@ func (d *daemon) converge(ctx context.Context) error {
 		d.now.mtu = report.Device.MTU
 	}
 	if report.Device.Index != 0 && (err == nil || report.Failed > 0) { // a refused peer does not spoil the rest
-		d.now.converged, d.now.fenced = s.Lease, fenced
+		d.now.converged, d.now.fenced, d.now.peers = s.Lease, fenced, reachable(s, peers, fenced, report)
 	}
 	d.mu.Unlock()
 	d.noteContainers(c)
@@ -56,6 +57,20 @@ func (d *daemon) converge(ctx context.Context) error {
 		d.log.Error("sysctls could not be set", "error", terr)
 	}
 	return errors.Join(err, nerr)
+}
+
+// reachable returns to how many other hosts a pass has made paths.
+func reachable(s Saved, peers []lease.Lease, fenced bool, r overlay.Report) int {
+	if fenced {
+		return 0
+	}
+	n := 0
+	for _, l := range peers {
+		if l.Underlay != s.Lease.Underlay {
+			n++
+		}
+	}
+	return max(n-len(r.Skipped), 0)
 }
 
 // tell logs what changed since the pass before.

@@ -148,6 +148,7 @@ type progress struct {
 	tuneError                 error
 	saveError                 error
 	report                    overlay.Report
+	peers                     int // other hosts that the kernel has paths to
 	mtu                       int
 	containers                Containers
 	beats                     map[string]time.Time // when a loop last ended a pass

@@ -40,6 +40,7 @@ type Network struct {
 type Health struct {
 	Status  Status   `json:"status"`
 	Reasons []string `json:"reasons,omitempty"`
+	Peers   int      `json:"peers"` // other hosts that there are paths to
 }
 
 // oldInfo is the answer of "/".

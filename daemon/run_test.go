@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -175,6 +176,13 @@ func TestDaemonRestartsWhileTheControllerIsAway(t *testing.T) {
 	b.start()
 	na, nb := a.ready(), b.ready()
 	a.hasPaths(5*time.Second, b.ip, nb.OverlaySubnet)
+	eventually(t, time.Second, "the peer is counted", func() error {
+		_, body, err := a.get("/health")
+		if err == nil && !strings.Contains(body, `"peers":1`) {
+			err = errors.New(body)
+		}
+		return err
+	})
 	link, err := a.nl.LinkByName(vtep)
 	must(t, err)
 	eventually(t, 10*time.Second, "saved peers", func() error {

@@ -25,7 +25,7 @@ func (d *daemon) view() view {
 	stuck := d.stuck()
 	v := view{
 		network: Network{OverlaySubnet: s.Lease.Subnet.String(), OverlayNetwork: d.cfg.Overlay().String(), MTU: p.mtu, VTEP: d.cfg.VTEPName, Status: status},
-		health:  Health{Status: status, Reasons: append(reasons, stuck...)},
+		health:  Health{Status: status, Reasons: append(reasons, stuck...), Peers: p.peers},
 		ready:   (status == StatusReady || status == StatusDegraded) && (p.restored || !p.heard.IsZero()),
 		alive:   len(stuck) == 0,
 	}

@@ -48,6 +48,7 @@ type Host struct {
 	Underlay    netip.Addr   `json:"underlay"`
 	Lease       netip.Prefix `json:"lease"`
 	MTU         int          `json:"mtu,omitempty"`
+	Peers       int          `json:"peers"` // other hosts that the daemon has made paths to
 	State       string       `json:"state"`
 	Reason      string       `json:"reason,omitempty"`
 	Partitioned bool         `json:"partitioned,omitempty"`
@@ -86,11 +87,11 @@ type Path struct {
 	Error string        `json:"error,omitempty"`
 }
 
-// Whole reports whether every host has a lease and is ready, every container is attached and every one reaches every other, or, with
-// PolicyRequired, every host enforces policies and every path is open or denied.
+// Whole reports whether every host has a lease, paths to all others and is ready, every container is attached and every one reaches every other, or,
+// with PolicyRequired, every host enforces policies and every path is open or denied.
 func (s Status) Whole() bool {
 	for _, h := range s.Hosts {
-		if !h.Lease.IsValid() || h.State != Ready || h.Error != "" || s.Policy == PolicyRequired && h.Enforcement != Ready {
+		if !h.Lease.IsValid() || h.Peers < len(s.Hosts)-1 || h.State != Ready || h.Error != "" || s.Policy == PolicyRequired && h.Enforcement != Ready {
 			return false
 		}
 	}
@@ -166,6 +167,7 @@ func (s *supervisor) hostStatus(ctx context.Context, h hostEntry) Host {
 		st.State = NoAnswer
 	} else {
 		st.Lease, st.MTU, st.State, st.Reason = info.lease(), info.MTU, info.Status, info.Reason
+		st.Peers, _ = n.peers(ctx)
 	}
 	if s.policed() {
 		st.Agent = n.programStatus(h.Name + "/vxlan-policy-agent")
@@ -214,6 +216,16 @@ func (i daemonInfo) lease() netip.Prefix { p, _ := netip.ParsePrefix(i.Subnet); 
 func (n *node) info(ctx context.Context) (info daemonInfo, err error) {
 	err = n.ask(ctx, daemonPort, "/v1/network", &info)
 	return info, err
+}
+
+// peers returns to how many other hosts the daemon has made paths. A refused connection shows a path only where the refusal comes from the other
+// host: a packet without a tag is refused by its own.
+func (n *node) peers(ctx context.Context) (int, error) {
+	var health struct {
+		Peers int `json:"peers"`
+	}
+	err := n.ask(ctx, daemonPort, "/health", &health)
+	return health.Peers, err
 }
 
 // ask calls a program from within its host.
