@@ -5,17 +5,16 @@ import (
 	"slices"
 	"time"
 
-	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/policy"
 )
 
 const (
-	maxHosts  = 1 << 16        // that report to one store
-	maxNames  = 100            // of hosts in a list
-	forget    = 24 * time.Hour // after which nothing is known any more of a host that does not report
-	maxHost   = 255            // bytes of a host's name
-	tooManyOf = "%d hosts report already, at most %d can"
+	maxHosts   = 1 << 16         // that report to one store
+	sweepEvery = 5 * time.Second // at most, when there are so many, hosts that report no more are looked for
+	maxNames   = 100             // of hosts in a list
+	forget     = 24 * time.Hour  // after which nothing is known any more of a host that does not report
+	maxHost    = 255             // bytes of a host's name
 )
 
 // host is what is known of a host that reports here.
@@ -30,8 +29,9 @@ type host struct {
 // reports is what hosts reported to this store. It is guarded by feed.mu.
 type reports struct {
 	hosts    map[string]*host
-	deployed time.Time     // when an agent of the deployed kind polled last
+	deployed time.Time     // when an agent of the deployed kind, or one that is not counted, asked last
 	gone     []string      // hosts that were forgotten, of which other stores do not know yet
+	swept    time.Time     // when hosts that report no more were last looked for
 	kicks    chan struct{} // other stores should be told
 }
 
@@ -54,18 +54,20 @@ func (r *reports) void() {
 // lags reports whether a change that touches the host's groups is not in its kernel.
 func (h *host) lags() bool { return h.set != nil && h.inForce < h.set.last }
 
-// report takes down what an agent says, whose groups are a set's.
-func (f *feed) report(a policy.Ask, s *set) error {
+// report takes down what an agent says, whose groups are a set's. One for whom there is no room is served all the same, since whoever makes up names must not
+// keep others from their policies, but counts as an agent that reports nothing: what is in force everywhere is not known then.
+func (f *feed) report(a policy.Ask, s *set, lease time.Duration) {
 	if a.Host == "" {
-		return nil
+		return
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	h := f.hosts.hosts[a.Host]
 	news := h == nil
 	if news {
-		if len(f.hosts.hosts) >= maxHosts {
-			return fault.Exhaustedf(tooManyOf, len(f.hosts.hosts), maxHosts)
+		if len(f.hosts.hosts) >= maxHosts && !f.sweep(lease) {
+			f.reportsNothing(time.Now())
+			return
 		}
 		h = &host{name: a.Host}
 		f.hosts.hosts[a.Host] = h
@@ -85,7 +87,31 @@ func (f *feed) report(a policy.Ask, s *set) error {
 	if news || lagged != h.lags() || h.lags() && h.inForce > 0 {
 		f.move()
 	}
-	return nil
+}
+
+// sweep forgets hosts that report no more, and reports whether there was any. The caller holds mu.
+func (f *feed) sweep(lease time.Duration) bool {
+	if time.Since(f.hosts.swept) < sweepEvery {
+		return false
+	}
+	f.hosts.swept = time.Now()
+	for _, h := range f.hosts.hosts {
+		if time.Since(h.at) > lease {
+			f.yield(h)
+			f.hosts.gone = append(f.hosts.gone, h.name)
+		}
+	}
+	return len(f.hosts.hosts) < maxHosts
+}
+
+// reportsNothing notes that an agent asked for policies at a time which does not say what it has in force. The caller holds mu.
+func (f *feed) reportsNothing(at time.Time) {
+	if at.Sub(f.hosts.deployed) >= beatEvery {
+		f.hosts.kick()
+	}
+	if at.After(f.hosts.deployed) {
+		f.hosts.deployed = at
+	}
 }
 
 // yield forgets a host that reports to another store.

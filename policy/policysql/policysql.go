@@ -282,9 +282,7 @@ func (s *Store) WatchFor(ctx context.Context, a policy.Ask, wait time.Duration) 
 	a.Host = strings.Clone(a.Host)
 	set := s.feed.join(a.Groups)
 	defer s.feed.part(set)
-	if err := s.feed.report(a, set); err != nil {
-		return policy.Update{}, err
-	}
+	s.feed.report(a, set, s.cfg.Lease)
 	if u, _, ok := s.feed.watch(set, a.Since, wait <= 0); ok {
 		return u, nil
 	}
@@ -322,12 +320,7 @@ func (s *Store) wait(ctx context.Context, set *set, since revision.Revision, wai
 func (s *Store) DeployedPoll(at time.Time) {
 	s.feed.mu.Lock()
 	defer s.feed.mu.Unlock()
-	if at.Sub(s.feed.hosts.deployed) >= beatEvery {
-		s.feed.hosts.kick()
-	}
-	if at.After(s.feed.hosts.deployed) {
-		s.feed.hosts.deployed = at
-	}
+	s.feed.reportsNothing(at)
 }
 
 // RenewEpoch makes every revision so far a thing of the past: to be called after the database was restored from a copy, so that agents do not
