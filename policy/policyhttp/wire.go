@@ -1,6 +1,7 @@
 package policyhttp
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -45,34 +46,55 @@ type wireItem struct {
 // decodePolicies reads the body of a create or delete. The deployed server reads all of it before it judges the first policy, so
 // what is no JSON wins over what is no policy; of these the first one counts.
 func decodePolicies(body []byte, v version) ([]policy.Policy, error) {
-	var in struct {
-		Policies []json.RawMessage `json:"policies"`
-	}
+	in := struct {
+		Policies wireItems `json:"policies"`
+	}{wireItems{version: v, wrong: errMissing}}
 	if err := json.Unmarshal(body, &in); err != nil {
 		return nil, fmt.Errorf("mapper: unmarshal json: %w", err)
 	}
-	var first error
-	if len(in.Policies) == 0 {
-		first = errors.New("missing policies")
+	if in.Policies.wrong != nil {
+		return nil, fmt.Errorf("mapper: validate policies: %w", in.Policies.wrong)
 	}
-	ps := make([]policy.Policy, 0, min(len(in.Policies), 1024))
-	for _, raw := range in.Policies {
-		var item wireItem
-		if err := json.Unmarshal(raw, &item); err != nil {
-			return nil, fmt.Errorf("mapper: unmarshal json: %w", err)
+	return in.Policies.good, nil
+}
+
+var errMissing = errors.New("missing policies")
+
+// wireItems is a list of policies that is judged as it is read: as text or as items, millions of which fit in a body, it would take many times the body's memory.
+type wireItems struct {
+	version version
+	good    []policy.Policy // up to the first that is wrong
+	wrong   error
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (l *wireItems) UnmarshalJSON(b []byte) error {
+	l.good, l.wrong = nil, errMissing
+	if b[0] != '[' {
+		return json.Unmarshal(b, new([]struct{}))
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	if _, err := d.Token(); err != nil {
+		return err
+	}
+	var item wireItem
+	for first := true; d.More(); first = false {
+		item = wireItem{}
+		if err := d.Decode(&item); err != nil {
+			return err
 		}
-		if first != nil {
+		if first {
+			l.wrong = nil
+		}
+		if l.wrong != nil {
 			continue
 		}
-		p, err := item.judge(v)
-		if first = err; err == nil {
-			ps = append(ps, p)
+		p, err := item.judge(l.version)
+		if l.wrong = err; err == nil {
+			l.good = append(l.good, p)
 		}
 	}
-	if first != nil {
-		return nil, fmt.Errorf("mapper: validate policies: %w", first)
-	}
-	return ps, nil
+	return nil
 }
 
 // judge returns the policy that the item spells, or in the deployed server's words and order why it is none.
