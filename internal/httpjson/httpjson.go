@@ -100,16 +100,21 @@ func Admit(n int, wait time.Duration, next http.Handler) http.Handler {
 // AdmitTo is Admit for handlers that share their places: cap(places) requests are served at a time.
 func AdmitTo(places chan struct{}, wait time.Duration, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		select {
-		case places <- struct{}{}:
-		default:
-			if !queue(places, wait, w, r) {
-				return
-			}
+		if Enter(places, wait, w, r) {
+			defer func() { <-places }()
+			next.ServeHTTP(w, r)
 		}
-		defer func() { <-places }()
-		next.ServeHTTP(w, r)
 	})
+}
+
+// Enter takes a place, which the caller gives back by receiving from places. Without one after wait it answers the request as Admit does and returns false.
+func Enter(places chan struct{}, wait time.Duration, w http.ResponseWriter, r *http.Request) bool {
+	select {
+	case places <- struct{}{}:
+		return true
+	default:
+		return queue(places, wait, w, r)
+	}
 }
 
 // queue waits for a place; without one it answers the request and returns false. It is a function of its own so that

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -45,28 +44,36 @@ func (h *external) change(w http.ResponseWriter, r *http.Request, c *call, v *ve
 		h.fail(w, r, http.StatusBadRequest, err.Error(), nil)
 		return
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if err != nil {
-		h.fail(w, r, http.StatusBadRequest, v.unread, err)
-		return
-	}
-	var ps []policy.Policy
-	var at revision.Revision
-	ok := false
-	httpjson.AdmitTo(h.places, admission, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if ps, err = decodePolicies(body, c.version); err != nil {
-			h.fail(w, r, http.StatusBadRequest, err.Error(), nil)
-			return
-		}
-		at, ok = h.apply(w, r, c, v, ps)
-	})).ServeHTTP(w, r)
+	at, ps, ok := h.read(w, r, c, v)
 	switch {
 	case !ok:
 	case wait > 0:
-		h.await(w, r, at, ps, wait)
+		h.await(w, r, c, at, ps, wait)
 	default:
 		writeJSON(w, http.StatusOK, []byte("{}"))
 	}
+}
+
+// read makes the change that a body asks for, or answers why not.
+func (h *external) read(w http.ResponseWriter, r *http.Request, c *call, v *verb) (at revision.Revision, ps []policy.Policy, ok bool) {
+	body, release, ok, err := h.bodies.body(w, r, c.peer(), maxBody)
+	defer release()
+	switch {
+	case !ok:
+		return at, nil, false
+	case err != nil:
+		h.fail(w, r, http.StatusBadRequest, v.unread, err)
+		return at, nil, false
+	case !h.places.enter(w, r, c.peer()):
+		return at, nil, false
+	}
+	defer h.places.exit(c.peer())
+	if ps, err = decodePolicies(body, c.version); err != nil {
+		h.fail(w, r, http.StatusBadRequest, err.Error(), nil)
+		return at, nil, false
+	}
+	at, ok = h.apply(w, r, c, v, ps)
+	return at, ps, ok
 }
 
 // apply judges and makes a change, or answers why not. One that has been admitted is finished even if the caller leaves.
@@ -190,28 +197,38 @@ type wireForce struct {
 }
 
 // await answers when a revision is in force everywhere, or 202 after the wait.
-func (h *external) await(w http.ResponseWriter, r *http.Request, at revision.Revision, ps []policy.Policy, wait time.Duration) {
-	httpjson.AdmitTo(h.waiting, admission, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// The listener's limits are for short requests.
-		c := http.NewResponseController(w)
-		end := time.Now().Add(wait + h.o.Timeout)
-		if err := errors.Join(c.SetReadDeadline(end), c.SetWriteDeadline(end)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-			return // the connection has gone
-		}
-		ctx, cancel := context.WithTimeout(r.Context(), wait+h.o.Timeout)
-		defer cancel()
-		f, err := h.b.Force(ctx, at, groupsOf(ps), wait)
-		if err != nil {
-			h.fail(w, r, http.StatusInternalServerError, "the change is made, but whether it is in force cannot be found out", err)
-			return
-		}
-		status := http.StatusOK
-		if !f.InForce {
-			status = http.StatusAccepted
-		}
-		if f.Lagging == nil {
-			f.Lagging = []string{}
-		}
-		httpjson.Write(w, status, wireForce{f.InForce, at, f.Known, f.Reporting, f.Unknown, f.Lagging, f.Behind, f.OldAgents})
-	})).ServeHTTP(w, r)
+func (h *external) await(w http.ResponseWriter, r *http.Request, c *call, at revision.Revision, ps []policy.Policy, wait time.Duration) {
+	if !h.waiting.enter(w, r, c.peer()) {
+		return
+	}
+	defer h.waiting.exit(c.peer())
+	if !extend(w, wait+h.o.Timeout) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), wait+h.o.Timeout)
+	defer cancel()
+	f, err := h.b.Force(ctx, at, groupsOf(ps), wait)
+	if err != nil {
+		h.fail(w, r, http.StatusInternalServerError, "the change is made, but whether it is in force cannot be found out", err)
+		return
+	}
+	status := http.StatusOK
+	if !f.InForce {
+		status = http.StatusAccepted
+	}
+	if f.Lagging == nil {
+		f.Lagging = []string{}
+	}
+	httpjson.Write(w, status, wireForce{f.InForce, at, f.Known, f.Reporting, f.Unknown, f.Lagging, f.Behind, f.OldAgents})
 }
+
+// extend gives a request more time than the listener's limits, which are for short ones. It returns false when the connection has gone.
+func extend(w http.ResponseWriter, more time.Duration) bool {
+	c := http.NewResponseController(w)
+	end := time.Now().Add(more)
+	err := errors.Join(c.SetReadDeadline(end), c.SetWriteDeadline(end.Add(answerTime)))
+	return err == nil || errors.Is(err, http.ErrNotSupported)
+}
+
+// answerTime is how long a peer may take to read an answer that had to be waited for.
+const answerTime = 30 * time.Second

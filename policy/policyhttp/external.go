@@ -1,6 +1,7 @@
 package policyhttp
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -48,8 +49,9 @@ type ExternalOptions struct {
 	Observe func(route string, status int, took time.Duration)
 
 	Timeout time.Duration // of a request, but for waiting until a change is in force; default 30 s
-	Places  int           // requests served at once; default 128
-	Waiting int           // requests that wait for force at once; default 1024
+	Places  int           // requests served at once, a quarter for one caller; default 128
+	Waiting int           // requests that wait for force at once, likewise; default 1024
+	Bodies  int           // bodies of more than 64 KiB read and served at once, likewise; default 16
 }
 
 // ExternalHandler serves the external API over b.
@@ -57,7 +59,7 @@ func ExternalHandler(b Backend, log *slog.Logger, o ExternalOptions) http.Handle
 	o.Timeout = orDefault(o.Timeout, 30*time.Second)
 	h := &external{
 		b: b, log: log, o: o, started: time.Now(), failures: httpjson.Failures{Log: log},
-		places: make(chan struct{}, orDefault(o.Places, 128)), waiting: make(chan struct{}, orDefault(o.Waiting, 1024)),
+		places: newPlaces(orDefault(o.Places, 128)), waiting: newPlaces(orDefault(o.Waiting, 1024)), bodies: newPlaces(orDefault(o.Bodies, 16)),
 	}
 	h.routes = map[string][]route{
 		"/":                {{verb: http.MethodGet, serve: h.uptime, open: true}},
@@ -84,8 +86,9 @@ type external struct {
 	started  time.Time
 	routes   map[string][]route // by path, or by what follows /networking/VERSION/external/
 	failures httpjson.Failures
-	places   chan struct{}
-	waiting  chan struct{}
+	places   *places
+	waiting  *places
+	bodies   *places
 }
 
 type route struct {
@@ -100,6 +103,9 @@ type call struct {
 	version version
 	caller  Caller
 }
+
+// peer is by whom places are counted.
+func (c *call) peer() string { return cmp.Or(c.caller.Subject, c.caller.Name) }
 
 // find returns the routes of a path and its version.
 func (h *external) find(path string) (name, v string, rs []route) {

@@ -35,8 +35,9 @@ type InternalOptions struct {
 	Observe func(route string, status int, took time.Duration)
 
 	Timeout  time.Duration // of a request but for a watch's wait; default 10 s
-	Lists    int           // lists served at once, long answers to watches included; default 64
-	Watchers int           // watches at once; default 20,000
+	Lists    int           // lists served at once, long answers to watches included, a quarter for one address; default 64
+	Watchers int           // watches at once, likewise; default 20,000
+	Bodies   int           // bodies of watches of more than 64 KiB read at once, likewise; default 16
 	SetBytes int           // memory for the groups that hosts have asked for; default 64 MiB
 }
 
@@ -44,15 +45,15 @@ type InternalOptions struct {
 func InternalHandler(b Backend, log *slog.Logger, o InternalOptions) http.Handler {
 	o.Timeout = orDefault(o.Timeout, 10*time.Second)
 	h := &internal{
-		b: b, log: log, o: o, failures: httpjson.Failures{Log: log}, lists: make(chan struct{}, orDefault(o.Lists, 64)),
-		sets: groupSets{limit: orDefault(o.SetBytes, 64<<20)},
+		b: b, log: log, o: o, failures: httpjson.Failures{Log: log}, lists: newPlaces(orDefault(o.Lists, 64)),
+		watchers: newPlaces(orDefault(o.Watchers, 20000)), bodies: newPlaces(orDefault(o.Bodies, 16)), sets: groupSets{limit: orDefault(o.SetBytes, 64<<20)},
 	}
 	h.routes = map[string]internalRoute{
-		"policies":              {http.MethodGet, httpjson.AdmitTo(h.lists, admission, http.HandlerFunc(h.policies))},
+		"policies":              {http.MethodGet, http.HandlerFunc(h.policies)},
 		"policies_last_updated": {http.MethodGet, http.HandlerFunc(h.lastUpdated)},
 		"security_groups":       {http.MethodGet, http.HandlerFunc(h.securityGroups)},
 		"tags":                  {http.MethodPut, http.HandlerFunc(h.tag)},
-		"watch":                 {http.MethodPost, httpjson.Admit(orDefault(o.Watchers, 20000), admission, http.HandlerFunc(h.watch))},
+		"watch":                 {http.MethodPost, http.HandlerFunc(h.watch)},
 	}
 	return h
 }
@@ -62,7 +63,9 @@ type internal struct {
 	log      *slog.Logger
 	o        InternalOptions
 	routes   map[string]internalRoute // by what follows /networking/VERSION/internal/
-	lists    chan struct{}            // places
+	lists    *places
+	watchers *places
+	bodies   *places
 	failures httpjson.Failures
 	sets     groupSets
 }
@@ -225,6 +228,11 @@ func (h *internal) policies(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	f.Sources, f.Destinations = nil, nil
+	peer := peerOf(r)
+	if !h.lists.enter(w, r, peer) {
+		return
+	}
+	defer h.lists.exit(peer)
 	ctx, cancel := context.WithTimeout(r.Context(), h.o.Timeout)
 	defer cancel()
 	rules, n, err := h.b.Rules(ctx, f)

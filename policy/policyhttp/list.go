@@ -10,7 +10,6 @@ import (
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/identity"
-	"code.cloudfoundry.org/silk/internal/httpjson"
 	"code.cloudfoundry.org/silk/policy"
 )
 
@@ -47,22 +46,24 @@ func (h *external) list(w http.ResponseWriter, r *http.Request, c *call) {
 		h.fail(w, r, http.StatusBadRequest, "query cannot be read", err)
 		return
 	}
-	httpjson.AdmitTo(h.places, admission, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), h.o.Timeout)
-		defer cancel()
-		rules, n, err := h.b.Rules(ctx, f)
-		if err != nil {
-			h.fail(w, r, http.StatusInternalServerError, "database read failed", err)
+	if !h.places.enter(w, r, c.peer()) {
+		return
+	}
+	defer h.places.exit(c.peer())
+	ctx, cancel := context.WithTimeout(r.Context(), h.o.Timeout)
+	defer cancel()
+	rules, n, err := h.b.Rules(ctx, f)
+	if err != nil {
+		h.fail(w, r, http.StatusInternalServerError, "database read failed", err)
+		return
+	}
+	if !c.caller.Admin() {
+		if rules, n, err = h.readable(ctx, c.caller, rules, n); err != nil {
+			h.fail(w, r, http.StatusInternalServerError, "filter policies failed", err)
 			return
 		}
-		if !c.caller.Admin() {
-			if rules, n, err = h.readable(ctx, c.caller, rules, n); err != nil {
-				h.fail(w, r, http.StatusInternalServerError, "filter policies failed", err)
-				return
-			}
-		}
-		writeRules(w, shape{version: c.version}, rules, n)
-	})).ServeHTTP(w, r)
+	}
+	writeRules(w, shape{version: c.version}, rules, n)
 }
 
 // readable returns those of n rules that are between groups that are both the caller's.

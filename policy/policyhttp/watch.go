@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -111,6 +110,11 @@ func checkGroups(groups []identity.Group, id setID) error {
 // Thousands of goroutines stand in its call of the store. The stack of one shrinks to 8 KiB only while less than a quarter of 16 KiB is in use, of
 // which net/http has more than a third: what is not needed during the wait is done in functions that have returned by then.
 func (h *internal) watch(w http.ResponseWriter, r *http.Request) {
+	peer := peerOf(r)
+	if !h.watchers.enter(w, r, peer) {
+		return
+	}
+	defer h.watchers.exit(peer)
 	a, wait, ok := h.prepare(w, r)
 	if !ok {
 		return
@@ -123,7 +127,11 @@ func (h *internal) watch(w http.ResponseWriter, r *http.Request) {
 //
 //go:noinline
 func (h *internal) prepare(w http.ResponseWriter, r *http.Request) (policy.Ask, time.Duration, bool) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxWatch))
+	body, release, ok, err := h.bodies.body(w, r, peerOf(r), maxWatch)
+	defer release()
+	if !ok {
+		return policy.Ask{}, 0, false
+	}
 	if err != nil {
 		h.fail(w, r, http.StatusBadRequest, "failed reading request body", err)
 		return policy.Ask{}, 0, false
@@ -140,14 +148,7 @@ func (h *internal) prepare(w http.ResponseWriter, r *http.Request) (policy.Ask, 
 		h.fail(w, r, http.StatusPreconditionRequired, "watch policies: "+err.Error(), nil)
 		return a, 0, false
 	}
-	// The listener's limits are for short requests: the read deadline would end the wait, the write deadline the answer.
-	c := http.NewResponseController(w)
-	end := time.Now().Add(wait + h.o.Timeout)
-	err = errors.Join(c.SetReadDeadline(end), c.SetWriteDeadline(end.Add(30*time.Second)))
-	if err != nil && !errors.Is(err, http.ErrNotSupported) { // the connection has gone
-		return a, 0, false
-	}
-	return a, wait, true
+	return a, wait, extend(w, wait+h.o.Timeout)
 }
 
 // answer sends what a watch came to.
@@ -181,10 +182,13 @@ func (h *internal) send(w http.ResponseWriter, r *http.Request, u policy.Update)
 		writeJSON(w, http.StatusOK, s.encodeUpdate(u))
 		return
 	}
-	httpjson.AdmitTo(h.lists, admission, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(30 * time.Second))
-		writeJSON(w, http.StatusOK, s.encodeUpdate(u))
-	})).ServeHTTP(w, r)
+	peer := peerOf(r)
+	if !h.lists.enter(w, r, peer) {
+		return
+	}
+	defer h.lists.exit(peer)
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTime))
+	writeJSON(w, http.StatusOK, s.encodeUpdate(u))
 }
 
 // encodeUpdate returns the body of an answer to a watch.
