@@ -68,7 +68,8 @@ type force struct {
 	Known     int      `json:"hosts_known"`
 	Reporting int      `json:"hosts_reporting"`
 	Unknown   int      `json:"hosts_unknown"`
-	Lagging   []string `json:"hosts_lagging"`
+	Lagging   []string `json:"hosts_lagging"` // by name, perhaps not all
+	Behind    int      `json:"hosts_behind"`  // how many lag
 	OldAgents bool     `json:"old_agents"`
 	Took      float64  `json:"seconds"`
 }
@@ -120,7 +121,7 @@ func policyChange(f *policyFlags, use, short, done string, now simply, inForce w
 		if err != nil {
 			return f.advise(err)
 		}
-		report := &force{got.InForce, got.Known, got.Reporting, got.Unknown, got.Lagging, got.OldAgents, time.Since(begun).Seconds()}
+		report := &force{got.InForce, got.Known, got.Reporting, got.Unknown, got.Lagging, got.Behind, got.OldAgents, time.Since(begun).Seconds()}
 		if err := tellChange(c.OutOrStdout(), form, done, ps, report); err != nil {
 			return err
 		}
@@ -180,10 +181,13 @@ func (f *force) text() string {
 	if f.InForce {
 		fmt.Fprintf(&b, "in force on %s after %.0f ms\n", hosts(f.Reporting), f.Took*1000)
 	} else {
-		fmt.Fprintf(&b, "not in force everywhere after %.1f s: %d of %s that report have it\n", f.Took, f.Reporting-len(f.Lagging), hosts(f.Reporting))
+		fmt.Fprintf(&b, "not in force everywhere after %.1f s: %d of %s that report have it\n", f.Took, max(f.Reporting-f.Behind, 0), hosts(f.Reporting))
 	}
 	for _, h := range f.Lagging {
 		fmt.Fprintf(&b, "  %s lags: see /health of its vxlan-policy-agent\n", h)
+	}
+	if more := f.Behind - len(f.Lagging); more > 0 {
+		fmt.Fprintf(&b, "  %s more lag\n", hosts(more))
 	}
 	if f.Unknown > 0 {
 		fmt.Fprintf(&b, "  %s reported earlier and do not any more: nothing is known of them\n", hosts(f.Unknown))

@@ -163,8 +163,11 @@ func TestNamesOfAppsBecomeTheirGUIDs(t *testing.T) {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
-		if r.URL.Path == "/v3/apps" {
-			io.WriteString(w, apps[r.URL.Query().Get("names")])
+		if name := r.URL.Query().Get("names"); r.URL.Path == "/v3/apps" {
+			if name == "broken" {
+				w.WriteHeader(http.StatusInternalServerError)
+			}
+			io.WriteString(w, apps[name])
 			return
 		}
 		b, _ := io.ReadAll(r.Body)
@@ -180,4 +183,28 @@ func TestNamesOfAppsBecomeTheirGUIDs(t *testing.T) {
 	}
 	wantText(t, silk(t, 1, "policy", "add", "two", "web"), `2 apps are called "two"`, "g1, g2")
 	wantText(t, silk(t, 1, "policy", "add", "none", "web"), `no app "none"`)
+	// That Cloud Controller fails does not mean that there is none: a policy of the name itself would allow nothing, and say that it does.
+	wantText(t, silk(t, 1, "policy", "add", "broken", "web"), `app "broken"`, "500")
+	t.Setenv("SILK_POLICY_TOKEN", "expired")
+	wantText(t, silk(t, 1, "policy", "add", "web", "web"), `app "web"`, "401", "give --token")
+	if len(asked) != 1 {
+		t.Errorf("the server was asked %q", asked)
+	}
+}
+
+// TestAllWhoLagAreCounted though not all are named.
+func TestAllWhoLagAreCounted(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v3/apps" {
+			http.NotFound(w, r)
+			return
+		}
+		w.WriteHeader(http.StatusAccepted)
+		io.WriteString(w, `{"in_force":false,"revision":"e.1","known":500,"reporting":500,"unknown":0,"lagging":["10.0.0.1"],"behind":300,"old_agents":false}`)
+	}))
+	defer server.Close()
+	t.Setenv("SILK_POLICY_SERVER", server.URL)
+	t.Setenv("SILK_POLICY_TOKEN", "t")
+	wantText(t, silk(t, 2, "policy", "add", "a", "b", "--wait"), "200 of 500 hosts", "10.0.0.1 lags", "299 hosts more lag")
+	wantText(t, silk(t, 2, "policy", "add", "a", "b", "--wait", "-o", "json"), `"hosts_behind": 300`)
 }

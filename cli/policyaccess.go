@@ -173,8 +173,8 @@ func (f *policyFlags) resolve(ctx context.Context, names []string) ([]identity.G
 		}
 		err := f.api.Do(ctx, http.MethodGet, "/v3/apps?names="+url.QueryEscape(n), nil, &apps)
 		switch {
-		case errors.Is(err, fault.Unavailable):
-			return nil, f.advise(err)
+		case failed(err): // the name itself would make a policy that allows nothing
+			return nil, fmt.Errorf("look for the app %q: %w", n, f.advise(err))
 		case err != nil || apps.Pagination == nil:
 			continue // there is no Cloud Controller: names are as the containers' runtime gave them
 		case len(apps.Resources) == 0:
@@ -191,6 +191,14 @@ func (f *policyFlags) resolve(ctx context.Context, names []string) ([]identity.G
 	return out, nil
 }
 
+// failed reports whether an error is of a Cloud Controller that is there, or perhaps: a server without it does not have the path.
+func failed(err error) bool {
+	if se, ok := errors.AsType[*httpjson.StatusError](err); ok {
+		return se.Status != http.StatusNotFound && se.Status != http.StatusMethodNotAllowed
+	}
+	return errors.Is(err, fault.Unavailable)
+}
+
 // advise adds to an error what its reader can do.
 func (f *policyFlags) advise(err error) error {
 	hint := ""
@@ -202,6 +210,9 @@ func (f *policyFlags) advise(err error) error {
 	case fault.Exhausted:
 		hint = "remove policies that nobody needs, or ask an operator to raise max_policies or max_tag"
 	case fault.NotFound:
+		if _, ok := errors.AsType[*httpjson.StatusError](err); !ok {
+			return err // a server of an earlier kind, which has made the change but does not wait
+		}
 		hint = "is " + f.server + " a policy-server's external API?"
 	}
 	if hint == "" {
