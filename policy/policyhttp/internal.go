@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,7 +28,8 @@ type InternalOptions struct {
 	Clients []string
 
 	// BindHosts refuses (403) a watch for a host that the client's certificate does not speak for: whose address is not an IP SAN of it, and whose name
-	// not its common name or a DNS name. And it gives tags only of the kind identity.Router to clients that Clients does not name.
+	// not its common name or a DNS name. And it gives clients that Clients does not name no tag but that of identity.IngressRouter, kind
+	// identity.Router: tags that no policy needs are never free again.
 	BindHosts bool
 
 	// Observe, if set, is told of every answered request: the route ("other" for one that is not served), the status and the time
@@ -195,7 +197,7 @@ func (h *internal) speaksFor(r *http.Request, host string) error {
 			return nil
 		}
 	}
-	if err != nil && listed([]string{strings.ReplaceAll(host, "*", "")}, c) {
+	if err != nil && (host == c.Subject.CommonName || slices.Contains(c.DNSNames, host)) {
 		return nil
 	}
 	return fault.Deniedf("the client certificate of %q speaks for the addresses %v, not for %s: issue one with that address as IP SAN",
@@ -288,8 +290,8 @@ func (h *internal) tag(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, r, http.StatusBadRequest, "failed parsing request body", err)
 		return
 	}
-	if h.o.BindHosts && in.Type != identity.Router && !listed(h.o.Clients, certificate(r)) {
-		h.fail(w, r, http.StatusForbidden, "only tags of type "+identity.Router+" are given to clients that are not one of internal_clients", nil)
+	if h.o.BindHosts && (in.Type != identity.Router || in.ID != identity.IngressRouter) && !listed(h.o.Clients, certificate(r)) {
+		h.fail(w, r, http.StatusForbidden, "only the tag of "+string(identity.IngressRouter)+", type "+identity.Router+", is given to clients that are not one of internal_clients", nil)
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), h.o.Timeout)

@@ -333,7 +333,7 @@ func TestCertificatesActForTheirHostOnly(t *testing.T) {
 	s, cert := secure(t, backendOf(openStore(t, 0)), policyhttp.InternalOptions{BindHosts: true})
 	c := policyhttp.NewClient([]string{s}, cert("cell", "10.0.0.1"), policyhttp.ClientOptions{})
 	defer c.Close()
-	for host, may := range map[string]bool{"10.0.0.1": true, "10.0.0.2": false, "cell": true, "other": false, "*": false, "c*": false} {
+	for host, may := range map[string]bool{"10.0.0.1": true, "10.0.0.2": false, "cell": true, "other": false, "*": false, "c*": false, "c*ell": false} {
 		_, err := c.Watch(t.Context(), policy.Ask{Host: host})
 		if (err == nil) != may || err != nil && !errors.Is(err, fault.Denied) {
 			t.Errorf("watch for %s: %v, want it served: %v", host, err, may)
@@ -344,6 +344,28 @@ func TestCertificatesActForTheirHostOnly(t *testing.T) {
 	}
 	if _, err := c.Tag(t.Context(), "g", "other"); !errors.Is(err, fault.Denied) {
 		t.Errorf("tag of another kind: %v, want denied", err)
+	}
+	if _, err := c.Tag(t.Context(), "g", identity.Router); !errors.Is(err, fault.Denied) { // which nobody would ever free
+		t.Errorf("tag of another router: %v, want denied", err)
+	}
+}
+
+// TestAHostHasOneName: however an address is written, it is the same host.
+func TestAHostHasOneName(t *testing.T) {
+	var hosts []string
+	b := backendOf(openStore(t, 0))
+	b.Watch = func(_ context.Context, a policy.Ask, _ time.Duration) (policy.Update, error) {
+		hosts = append(hosts, a.Host)
+		return policy.Update{Revision: revision.Revision{Epoch: "e", Counter: 1}}, nil
+	}
+	s := serve(t, b, externalOptions(), policyhttp.InternalOptions{})
+	for _, host := range []string{"10.0.0.1", "::ffff:10.0.0.1", "fe80::1%eth0", "fe80:0::1", "cell-7"} {
+		if got := ask(t, s, "", "POST "+policyhttp.PathWatch, `{"host":"`+host+`","set":"`+setOf()+`","wait":0}`); got.code != 200 {
+			t.Errorf("%s: %d %s", host, got.code, got.body)
+		}
+	}
+	if want := []string{"10.0.0.1", "10.0.0.1", "fe80::1", "fe80::1", "cell-7"}; !slices.Equal(hosts, want) {
+		t.Errorf("hosts are %q, want %q", hosts, want)
 	}
 }
 

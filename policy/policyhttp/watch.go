@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -71,6 +72,9 @@ func decodeWatch(body []byte) (policy.Ask, setID, time.Duration, error) {
 	}
 	if wait < 0 {
 		return policy.Ask{}, setID{}, 0, fault.Invalidf("wait %d: expected seconds, at most %d", wait, MaxWait/time.Second)
+	}
+	if ip, err := netip.ParseAddr(in.Host); err == nil { // which can be written in many ways
+		in.Host = ip.Unmap().WithZone("").String()
 	}
 	a := policy.Ask{Host: in.Host, Groups: in.Groups, Since: in.Since, InForce: in.InForce}
 	if in.Groups != nil {
