@@ -10,6 +10,7 @@ import (
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/policy"
+	"code.cloudfoundry.org/silk/policy/policyhttp"
 	"code.cloudfoundry.org/silk/revision"
 )
 
@@ -50,8 +51,8 @@ func (c *cleaner) run(ctx context.Context, interval time.Duration) error {
 }
 
 const (
-	cleanLimit  = 5 * time.Minute // of one clean-up
-	removeBatch = 500             // policies in one transaction
+	cleanLimit  = policyhttp.CleanupTime - 10*time.Second // of one clean-up
+	removeBatch = 500                                     // policies in one transaction
 )
 
 // clean removes stale policies and returns them.
@@ -59,19 +60,27 @@ func (c *cleaner) clean(ctx context.Context, force bool) ([]policy.Policy, error
 	ctx, cancel := context.WithTimeout(ctx, cleanLimit)
 	defer cancel()
 	stale, err := c.find(ctx, force)
+	if err == nil {
+		err = c.remove(ctx, stale)
+	}
 	c.metrics.cleaned(len(stale), err)
-	if err != nil || len(stale) == 0 {
+	if err != nil {
 		return nil, err
 	}
-	c.log.Info("deleting stale policies", "total_c2c_policies", len(stale), "first", stale[0].String())
+	return stale, nil
+}
+
+func (c *cleaner) remove(ctx context.Context, stale []policy.Policy) error {
+	if len(stale) > 0 {
+		c.log.Info("deleting stale policies", "total_c2c_policies", len(stale), "first", stale[0].String())
+	}
 	for part := range slices.Chunk(stale, removeBatch) {
 		if _, err := c.book().Remove(ctx, part); err != nil {
-			c.metrics.cleaned(0, err)
-			return nil, fmt.Errorf("delete stale policies: %w", err)
+			return fmt.Errorf("delete stale policies: %w", err)
 		}
 		c.metrics.removed(len(part))
 	}
-	return stale, nil
+	return nil
 }
 
 // find returns the policies of apps that do not exist, each once, unless a brake holds.

@@ -36,7 +36,7 @@ type ExternalOptions struct {
 	// Access returns which of the groups a caller who is no admin may write. A group that does not exist is none of them.
 	Access func(ctx context.Context, c Caller, groups []identity.Group) (map[identity.Group]bool, error)
 
-	// Cleanup removes stale policies and returns them; force overrides the brakes. Nil: there is nobody who could tell what is stale.
+	// Cleanup removes stale policies and returns them, within CleanupTime; force overrides the brakes. Nil: there is nobody who could tell what is stale.
 	Cleanup func(ctx context.Context, force bool) ([]policy.Policy, error)
 
 	SelfService bool     // callers need no scope to create, delete and list

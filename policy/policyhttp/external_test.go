@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/identity"
@@ -334,4 +336,22 @@ func TestCleanupAnswersInV1(t *testing.T) {
 	if len(forced) != 4 || forced[0] || forced[1] || !forced[2] || forced[3] {
 		t.Errorf("forced %v, want the third only", forced)
 	}
+}
+
+// TestCleanupMayTakeLong behind a listener whose limits are for short requests.
+func TestCleanupMayTakeLong(t *testing.T) {
+	o := externalOptions()
+	o.Cleanup = func(ctx context.Context, _ bool) ([]policy.Policy, error) {
+		select {
+		case <-time.After(time.Second): // that Cloud Controller takes
+			return nil, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	s := httptest.NewUnstartedServer(policyhttp.ExternalHandler(backendOf(openStore(t, 0)), discard, o))
+	s.Config.ReadTimeout, s.Config.WriteTimeout = 300*time.Millisecond, 600*time.Millisecond
+	s.Start()
+	defer s.Close()
+	want(t, "cleanup", ask(t, s, "admin", "POST "+policies+"/cleanup", ""), 200, `{"total_policies":0,"policies":[]}`)
 }

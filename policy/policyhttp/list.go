@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/identity"
@@ -85,10 +86,16 @@ func (h *external) readable(ctx context.Context, c Caller, rules iter.Seq[policy
 	return slices.Values(kept), len(kept), nil
 }
 
+// CleanupTime is how long a clean-up on demand may take.
+const CleanupTime = 5 * time.Minute
+
 // cleanup answers in the shape of v1, whatever the version, as the deployed server does.
 func (h *external) cleanup(w http.ResponseWriter, r *http.Request, c *call) {
 	if h.o.Cleanup == nil {
 		h.fail(w, r, http.StatusInternalServerError, "policies cleanup failed", errNoCleaner)
+		return
+	}
+	if !extend(w, CleanupTime) {
 		return
 	}
 	gone, err := h.o.Cleanup(r.Context(), r.URL.Query().Get("force") == "true")
