@@ -88,24 +88,24 @@ type credentials struct {
 
 // RoundTrip implements http.RoundTripper.
 func (t *credentials) RoundTrip(r *http.Request) (*http.Response, error) {
-	if t.o.Traceparent == "" && t.o.Token == nil {
-		return t.Transport.RoundTrip(r)
-	}
+	body := r.Body
+	r = r.Clone(r.Context())
 	if t.o.Token != nil {
 		token, err := t.o.Token(r.Context())
 		if err != nil {
-			if r.Body != nil {
-				r.Body.Close()
+			if body != nil {
+				body.Close()
 			}
 			return nil, fmt.Errorf("token: %w", err)
 		}
-		r = r.Clone(r.Context())
 		r.Header.Set("Authorization", "bearer "+token)
 	}
 	if t.o.Traceparent != "" {
-		r = r.Clone(r.Context())
 		r.Header.Set("Traceparent", t.o.Traceparent)
 	}
+	// Twice is the same as once for all that we ask: so what meets a connection that the server has just closed may be sent on another. Without a
+	// value the header is not sent.
+	r.Header["X-Idempotency-Key"] = nil
 	return t.Transport.RoundTrip(r)
 }
 
