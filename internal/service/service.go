@@ -5,11 +5,13 @@
 package service
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	stdlog "log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -132,6 +134,19 @@ type Limits struct {
 // DefaultLimits suit JSON APIs with short bodies.
 var DefaultLimits = Limits{Header: 5 * time.Second, Body: 15 * time.Second, Write: 60 * time.Second, Idle: 120 * time.Second}
 
+// connections logs what net/http has to say: that a handler panicked is an error of ours, all else, such as failed handshakes, is what peers do.
+type connections struct{ log *slog.Logger }
+
+// Write implements io.Writer.
+func (c connections) Write(b []byte) (int, error) {
+	level := slog.LevelDebug
+	if bytes.HasPrefix(b, []byte("http: panic serving")) {
+		level = slog.LevelError
+	}
+	c.log.Log(context.Background(), level, string(bytes.TrimSpace(b)))
+	return len(b), nil
+}
+
 // HTTP returns a task that serves h on ln, with TLS if tc is not nil. When it is stopped it closes the listener and idle
 // connections and gives running requests 10 s.
 func HTTP(name string, ln net.Listener, tc *tls.Config, h http.Handler, lim Limits, log *slog.Logger) Task {
@@ -141,7 +156,7 @@ func HTTP(name string, ln net.Listener, tc *tls.Config, h http.Handler, lim Limi
 		defer cancel()
 		s := &http.Server{
 			Handler: h, ReadHeaderTimeout: lim.Header, ReadTimeout: lim.Body, WriteTimeout: lim.Write, IdleTimeout: lim.Idle,
-			MaxHeaderBytes: cmp.Or(lim.Head, 64<<10), ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+			MaxHeaderBytes: cmp.Or(lim.Head, 64<<10), ErrorLog: stdlog.New(connections{log}, "", 0),
 			BaseContext: func(net.Listener) context.Context { return base },
 		}
 		if tc != nil {

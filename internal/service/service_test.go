@@ -1,6 +1,7 @@
 package service_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -140,4 +141,29 @@ func TestSlowHeaderIsCutOff(t *testing.T) {
 	}
 	cancel()
 	<-done
+}
+
+// TestAPanicIsTold: the caller only sees that the connection ends.
+func TestAPanicIsTold(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&out, nil))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	h := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("out of order") })
+	go func() { done <- service.Run(ctx, log, service.HTTP("api", ln, nil, h, service.DefaultLimits, log)) }()
+	if resp, err := http.Get("http://" + ln.Addr().String()); err == nil {
+		resp.Body.Close()
+		t.Errorf("answer %d, want none", resp.StatusCode)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if text := out.String(); !strings.Contains(text, "level=ERROR") || !strings.Contains(text, "out of order") || !strings.Contains(text, "service_test.go") {
+		t.Errorf("the log lacks the panic and its place:\n%s", text)
+	}
 }
