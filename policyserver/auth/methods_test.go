@@ -128,6 +128,28 @@ func TestTokensOfAFile(t *testing.T) {
 	}
 }
 
+// TestATokenIsReplacedByAnotherOfItsSize in a file whose time stays the same, as tools leave it that set all times alike.
+func TestATokenIsReplacedByAnotherOfItsSize(t *testing.T) {
+	path, at := filepath.Join(t.TempDir(), "tokens.json"), time.Unix(1_700_000_000, 0)
+	write := func(token string) {
+		t.Helper()
+		text := `{"tokens":[{"name":"ada","sha256":"` + hash(token) + `","admin":true}]}`
+		if err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.Chtimes(path, at, at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("stolen")
+	k, err := auth.OpenTokens(path, discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("fresh")
+	eventually(t, func() bool { _, err := k.Authenticate(bearing("fresh")); return err == nil })
+	if _, err := k.Authenticate(bearing("stolen")); !errors.Is(err, fault.Denied) {
+		t.Errorf("token that was taken out: %v, want denied", err)
+	}
+}
+
 func eventually(t *testing.T, ok func() bool) {
 	t.Helper()
 	testkit.Until(t, 20*time.Second, "it did not happen", ok)

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -28,7 +29,7 @@ type Tokens struct {
 	mu      sync.Mutex
 	known   []token
 	looked  time.Time
-	stamp   stamp
+	sum     [sha256.Size]byte // of the file when known was read
 	failing bool
 }
 
@@ -37,12 +38,6 @@ type token struct {
 	hash   [sha256.Size]byte
 	scopes []string
 	groups []string
-}
-
-// stamp tells whether a file has changed.
-type stamp struct {
-	modified time.Time
-	size     int64
 }
 
 // OpenTokens reads the file at path.
@@ -55,30 +50,32 @@ func OpenTokens(path string, log *slog.Logger) (*Tokens, error) {
 const every = time.Second
 
 // maxTokens bounds the file in bytes.
-const maxTokens = 16 << 20
+const maxTokens = 4 << 20
 
+// load reads the file. Only its text tells whether it has changed: a token replaced by another leaves the size, and many tools the time.
 func (t *Tokens) load() error {
 	t.looked = time.Now()
-	st, err := os.Stat(t.path)
+	f, err := os.Open(t.path)
 	if err != nil {
 		return fmt.Errorf("token file: %w", err)
 	}
-	now := stamp{st.ModTime(), st.Size()}
-	if now == t.stamp {
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxTokens+1))
+	if err != nil {
+		return fmt.Errorf("token file: %w", err)
+	}
+	if len(b) > maxTokens {
+		return fault.Invalidf("token file %s: expected at most %d bytes", t.path, maxTokens)
+	}
+	sum := sha256.Sum256(b)
+	if t.known != nil && sum == t.sum {
 		return nil
-	}
-	if st.Size() > maxTokens {
-		return fault.Invalidf("token file %s: has %d bytes: expected at most %d", t.path, st.Size(), maxTokens)
-	}
-	b, err := os.ReadFile(t.path)
-	if err != nil {
-		return fmt.Errorf("token file: %w", err)
 	}
 	known, err := parseTokens(b)
 	if err != nil {
 		return fmt.Errorf("token file %s: %w", t.path, err)
 	}
-	t.known, t.stamp = known, now
+	t.known, t.sum = known, sum
 	return nil
 }
 
