@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"strings"
 	"time"
@@ -59,6 +60,8 @@ func open(ctx context.Context, keys *keySet, signed *jose.JSONWebSignature) ([]b
 		}
 		if again, err := keys.refresh(ctx, keysPause); err != nil {
 			return nil, err
+		} else if _, _, failed := keys.look(head.KeyID); !again && failed != nil {
+			return nil, fault.New(fault.Unavailable, fmt.Errorf("keys of the issuer: %w", failed))
 		} else if !again {
 			return nil, fault.Deniedf("signature of the token does not fit the issuer's key %.80q", head.KeyID)
 		}

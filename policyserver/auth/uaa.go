@@ -158,21 +158,18 @@ func (u *UAA) check(ctx context.Context, token string) (policyhttp.Caller, error
 	return known.caller, nil
 }
 
-// refusal tells a token that UAA refuses from a policy-server that UAA refuses.
+// refusal tells a token that UAA refuses from a policy-server that UAA refuses, and from somebody else who answers in its place: UAA says in JSON what is wrong.
 func refusal(a outbound.Answer) error {
 	var body struct {
 		Error       string `json:"error"`
 		Description string `json:"error_description"`
 	}
-	_ = json.Unmarshal(a.Body, &body) // without it the status decides
-	switch {
-	case a.Status == http.StatusBadRequest || body.Error == "invalid_token":
-		return fault.Deniedf("uaa refuses the token: %d %.200s", a.Status, body.Description)
-	case slices.Contains([]string{"unauthorized", "invalid_client", "access_denied", "insufficient_scope"}, body.Error),
-		a.Status != http.StatusUnauthorized && a.Status != http.StatusForbidden:
-		return fault.Unavailablef("uaa refuses policy-server itself: %d %.100s %.200s: see uaa_client and uaa_client_secret", a.Status, body.Error, body.Description)
+	_ = json.Unmarshal(a.Body, &body) // without it nobody was refused
+	ours := slices.Contains([]string{"", "unauthorized", "invalid_client", "access_denied", "insufficient_scope"}, body.Error)
+	if body.Error == "invalid_token" || a.Status == http.StatusBadRequest && !ours {
+		return fault.Deniedf("uaa refuses the token: %d %.100s", a.Status, body.Error)
 	}
-	return fault.Deniedf("uaa refuses the token: %d", a.Status)
+	return fault.Unavailablef("check token: answer is %d %.100s %.200s: see uaa_url, uaa_client and uaa_client_secret", a.Status, body.Error, body.Description)
 }
 
 func (u *UAA) post(ctx context.Context, path string, form url.Values) (outbound.Answer, error) {

@@ -185,6 +185,58 @@ func TestAServerThatUAARefusesIsNotTheCallersFault(t *testing.T) {
 	}
 }
 
+// TestWhoeverAnswersForUAAIsNotBelieved: only UAA itself, in its own words, can say that a token is not good.
+func TestWhoeverAnswersForUAAIsNotBelieved(t *testing.T) {
+	i := newIssuer(t)
+	u := newUAA(i)
+	for _, c := range []struct {
+		status int
+		body   string
+		kind   fault.Kind
+	}{
+		{400, `{"error":"invalid_token","error_description":"expired"}`, fault.Denied},
+		{401, `{"error":"invalid_token"}`, fault.Denied},
+		{400, `{"error":"invalid_request"}`, fault.Denied},
+		{400, "Client sent an HTTP request to an HTTPS server.\n", fault.Unavailable},
+		{400, `{}`, fault.Unavailable},
+		{400, `{"error":"invalid_client"}`, fault.Unavailable},
+		{401, `{"error":"unauthorized","error_description":"Bad credentials"}`, fault.Unavailable},
+		{401, "<html>who are you?</html>", fault.Unavailable},
+		{403, "<html>blocked</html>", fault.Unavailable},
+		{404, "404 Not Found: Requested route does not exist.\n", fault.Unavailable},
+		{429, "", fault.Unavailable},
+	} {
+		i.failing(func(w http.ResponseWriter, r *http.Request) bool {
+			if r.URL.Path != "/check_token" {
+				return false
+			}
+			w.WriteHeader(c.status)
+			w.Write([]byte(c.body))
+			return true
+		})
+		if err := try(u, "opaque"); fault.Of(err) != c.kind {
+			t.Errorf("%d %s: %v, want %v", c.status, c.body, err, c.kind)
+		}
+	}
+}
+
+// TestANewKeyOfAnOldName cannot be told from a forgery while UAA is away.
+func TestANewKeyOfAnOldName(t *testing.T) {
+	i := newIssuer(t)
+	i.rsaKey(t, "one")
+	u := newUAA(i)
+	if err := try(u, i.sign(t, jose.RS256, "one", with(nil))); err != nil {
+		t.Fatal(err)
+	}
+	i.failing(func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(503); return true })
+	if err := u.KeepKeys(t.Context()); err == nil {
+		t.Fatal("keys were fetched from one who is away")
+	}
+	if err := try(u, sign(t, jose.RS256, "one", mustRSA(t), with(nil))); !errors.Is(err, fault.Unavailable) {
+		t.Errorf("signed by another key of the name: %v, want unavailable", err)
+	}
+}
+
 func TestKeysRotate(t *testing.T) {
 	i := newIssuer(t)
 	i.rsaKey(t, "one")

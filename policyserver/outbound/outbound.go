@@ -1,5 +1,5 @@
 // Package outbound is how policy-server asks other systems, such as UAA and Cloud Controller: every request has a timeout, a bounded number of
-// tries and a bounded answer, and follows no redirect, which could carry a token elsewhere.
+// tries and a bounded answer, over a bounded number of connections, and follows no redirect, which could carry a token elsewhere.
 //
 // It knows no system; policyserver/auth and policyserver/cc do.
 //
@@ -28,6 +28,7 @@ const (
 	tries     = 3
 	pause     = 100 * time.Millisecond // before the second try; doubled before the third
 	maxAnswer = 32 << 20               // bytes
+	maxConns  = 64                     // to one host; who finds all of them in use waits as for an answer
 )
 
 // Client asks one system. It is safe for concurrent use.
@@ -41,7 +42,7 @@ type Client struct {
 func New(tc *tls.Config, timeout time.Duration, name string) *Client {
 	return &Client{timeout: timeout, name: name, http: &http.Client{
 		Transport: &http.Transport{
-			Proxy: http.ProxyFromEnvironment, TLSClientConfig: tc, TLSHandshakeTimeout: timeout, IdleConnTimeout: 30 * time.Second, MaxIdleConnsPerHost: 8,
+			Proxy: http.ProxyFromEnvironment, TLSClientConfig: tc, TLSHandshakeTimeout: timeout, IdleConnTimeout: 30 * time.Second, MaxIdleConnsPerHost: 8, MaxConnsPerHost: maxConns,
 			DialContext: (&net.Dialer{Timeout: timeout}).DialContext, MaxResponseHeaderBytes: 64 << 10,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

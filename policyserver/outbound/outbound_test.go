@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -68,6 +69,39 @@ func TestTriesAreBounded(t *testing.T) {
 	}
 	if _, _, err := ask(endless); !errors.Is(err, fault.Unavailable) {
 		t.Errorf("endless answer: %v, want unavailable", err)
+	}
+}
+
+// TestConnectionsAreBounded has many ask at once, as those do who come with made-up tokens.
+func TestConnectionsAreBounded(t *testing.T) {
+	var now, most atomic.Int32
+	release := make(chan struct{})
+	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		n := now.Add(1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		<-release
+		now.Add(-1)
+	}))
+	defer s.Close()
+	c := outbound.New(nil, 20*time.Second, "somebody")
+	defer c.Close()
+	var wg sync.WaitGroup
+	for range 300 {
+		wg.Go(func() {
+			_, err := c.Ask(t.Context(), func(ctx context.Context) (*http.Request, error) {
+				return http.NewRequestWithContext(ctx, http.MethodGet, s.URL, http.NoBody)
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	<-time.After(300 * time.Millisecond) // that all may come; with fewer the test proves less
+	close(release)
+	wg.Wait()
+	if n := most.Load(); n > 64 {
+		t.Errorf("%d requests were under way at once, want at most 64", n)
 	}
 }
 
