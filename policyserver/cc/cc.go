@@ -57,18 +57,22 @@ const maxPages = 1000
 func (c *Client) Spaces(ctx context.Context, apps []string) (map[string]string, error) {
 	found := make(map[string]string, len(apps))
 	for _, part := range evenly(apps, c.cfg.Chunk) {
-		asked := make(map[string]bool, len(part))
+		asked, there := make(map[string]bool, len(part)), make(map[string]bool, len(part))
 		for _, g := range part {
 			asked[g] = true
 		}
 		q := "guids=" + url.QueryEscape(strings.Join(part, ",")) + "&per_page=" + strconv.Itoa(len(part))
-		err := c.list(ctx, "/v3/apps", q, func(raw json.RawMessage) error {
+		total, err := c.list(ctx, "/v3/apps", q, func(raw json.RawMessage) error {
 			app, space, err := parseApp(raw)
+			there[app] = true
 			if err == nil && asked[app] {
 				found[app] = space
 			}
 			return err
 		})
+		if err == nil && len(there) != total { // a policy of an app that is left out would be taken for stale
+			err = fault.Unavailablef("answer is not complete: %d apps of %d", len(there), total)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("list apps: %w", err)
 		}
@@ -139,7 +143,7 @@ func (c *Client) DevelopedOf(ctx context.Context, user string, spaces []string) 
 // roles adds the spaces of roles to found. Each must be of the user that was asked for: a Cloud Controller that overlooks the question must not make
 // anybody a developer of anything.
 func (c *Client) roles(ctx context.Context, query, user string, found map[string]bool) error {
-	return c.list(ctx, "/v3/roles", query, func(raw json.RawMessage) error {
+	_, err := c.list(ctx, "/v3/roles", query, func(raw json.RawMessage) error {
 		var in struct {
 			Type          string `json:"type"`
 			Relationships struct {
@@ -155,6 +159,7 @@ func (c *Client) roles(ctx context.Context, query, user string, found map[string
 		}
 		return nil
 	})
+	return err
 }
 
 // reference is how one thing of the v3 API points at another.
@@ -167,7 +172,10 @@ type reference struct {
 // developedV2 returns all spaces in which a user is a developer, as the v2 API tells it. A user that it does not know is none anywhere.
 func (c *Client) developedV2(ctx context.Context, user string) (map[string]bool, error) {
 	found := map[string]bool{}
-	next := "/v2/users/" + url.PathEscape(user) + "/spaces?results-per-page=100"
+	if user == "." || user == ".." || url.PathEscape(user) != user { // no GUID, and perhaps another path to those who tidy paths
+		return found, nil
+	}
+	next := "/v2/users/" + user + "/spaces?results-per-page=100"
 	for range maxPages {
 		a, err := c.get(ctx, next)
 		if err == nil && a.Status == http.StatusNotFound {
@@ -226,7 +234,7 @@ func (c *Client) Apps(ctx context.Context, spaces []string) (map[string]bool, er
 			asked[s] = true
 		}
 		q := "space_guids=" + url.QueryEscape(strings.Join(part, ",")) + "&per_page=" + most
-		err := c.list(ctx, "/v3/apps", q, func(raw json.RawMessage) error {
+		_, err := c.list(ctx, "/v3/apps", q, func(raw json.RawMessage) error {
 			app, space, err := parseApp(raw)
 			if err == nil && asked[space] {
 				found[app] = true
@@ -240,8 +248,8 @@ func (c *Client) Apps(ctx context.Context, spaces []string) (map[string]bool, er
 	return found, nil
 }
 
-// list calls each for every resource of all pages of a v3 list, which must add up to what it says that there is.
-func (c *Client) list(ctx context.Context, path, query string, each func(json.RawMessage) error) error {
+// list calls each for every resource of all pages of a v3 list, which must add up to what it says that there is. It returns that, -1 when it does not say.
+func (c *Client) list(ctx context.Context, path, query string, each func(json.RawMessage) error) (total int, err error) {
 	seen := 0
 	for page := 1; page <= maxPages; page++ {
 		p := path + "?" + query
@@ -250,29 +258,33 @@ func (c *Client) list(ctx context.Context, path, query string, each func(json.Ra
 		}
 		a, err := c.get(ctx, p)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if a.Status == http.StatusNotFound {
-			return fault.NotFoundf("cloud controller has no %s", path)
+			return 0, fault.NotFoundf("cloud controller has no %s", path)
 		}
 		in, err := parsePage(a)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		for _, raw := range in.Resources {
 			if err := each(raw); err != nil {
-				return err
+				return 0, err
 			}
 		}
 		seen += len(in.Resources)
 		if page >= in.Pagination.Pages {
-			if n := in.Pagination.Results; n != nil && *n != seen {
-				return fault.Unavailablef("%s: answer is not complete: %d of %d", path, seen, *n)
+			n := in.Pagination.Results
+			if n == nil {
+				return -1, nil
 			}
-			return nil
+			if *n != seen {
+				return 0, fault.Unavailablef("%s: answer is not complete: %d of %d", path, seen, *n)
+			}
+			return seen, nil
 		}
 	}
-	return fault.Unavailablef("%s: more than %d pages", path, maxPages)
+	return 0, fault.Unavailablef("%s: more than %d pages", path, maxPages)
 }
 
 // pageOf is one page of a v3 list.

@@ -193,6 +193,9 @@ func TestAnswersThatDoNotAddUp(t *testing.T) {
 	c.apps["a"], c.apps["b"] = "s", "s"
 	for name, answer := range map[string]string{
 		"short":           `{"pagination":{"total_pages":1,"total_results":2},"resources":[{"guid":"a","links":{"space":{"href":"/v3/spaces/s"}}}]}`,
+		"one app twice":   `{"pagination":{"total_pages":1,"total_results":2},"resources":[{"guid":"a","links":{"space":{"href":"/v3/spaces/s"}}},{"guid":"a","links":{"space":{"href":"/v3/spaces/s"}}}]}`,
+		"no total":        `{"pagination":{"total_pages":1},"resources":[{"guid":"a","links":{"space":{"href":"/v3/spaces/s"}}}]}`,
+		"no pagination":   `{"resources":[]}`,
 		"endless":         `{"pagination":{"total_pages":1000000,"total_results":1},"resources":[]}`,
 		"no list":         `{"pagination":{"total_pages":1}}`,
 		"garbage":         `<html>`,
@@ -223,6 +226,27 @@ func TestAnswersThatDoNotAddUp(t *testing.T) {
 	})
 	if got, err := client(c, 0).DevelopedOf(t.Context(), "ada", []string{"s"}); err != nil || len(got) != 0 {
 		t.Errorf("others' roles: %v, %v", got, err)
+	}
+}
+
+// TestAUserIsNoPath: a subject that leads elsewhere in a v2 path would be a developer of everything that policy-server may see.
+func TestAUserIsNoPath(t *testing.T) {
+	c := newController(t)
+	c.noRoles = true
+	c.answering(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path == "/v3/roles" {
+			return false
+		}
+		w.Write([]byte(`{"next_url":null,"resources":[{"metadata":{"guid":"everything"}}]}`))
+		return true
+	})
+	for _, user := range []string{".", "..", "a/../..", "../x", "a?b", "%2e%2e"} {
+		if got, err := client(c, 0).Developed(t.Context(), user); err != nil || len(got) != 0 {
+			t.Errorf("%s: %v, %v, want a developer of nothing", user, got, err)
+		}
+	}
+	if got, err := client(c, 0).Developed(t.Context(), "0b6f9c1e-9e1c"); err != nil || len(got) != 1 {
+		t.Errorf("a user: %v, %v", got, err)
 	}
 }
 
