@@ -27,8 +27,8 @@ type Imported struct {
 
 // Import takes over the policies and tags of a deployed policy-server's tables, in one transaction. The zero Config means the store's own database. Rows that
 // are no valid policies or groups are left out and named. It can be done once, and before anything else was stored: fault.Conflict, unless
-// everything is there already as it should be. No deployed server may write
-// meanwhile. It works without Run; running stores follow within a second.
+// everything is there already as it should be, and when a deployed server
+// writes meanwhile. It works without Run; running stores follow within a second.
 func (s *Store) Import(ctx context.Context, from sqldb.Config) (Imported, error) {
 	source := s.db
 	if from != (sqldb.Config{}) {
@@ -120,18 +120,31 @@ func (d *deployed) skip(format string, args ...any) {
 	}
 }
 
-// readDeployed reads the tables groups, destinations, policies and policies_info, one after the other: what others write meanwhile is taken over in part, and
-// what does not fit together then is named.
+// readDeployed reads the tables groups, destinations, policies and policies_info, one after the other. What others write meanwhile could give a policy to the
+// group that had a tag before: then it is fault.Conflict.
 func readDeployed(ctx context.Context, q sqldb.Querier) (*deployed, error) {
-	d := &deployed{}
+	d, again := &deployed{}, &deployed{}
 	byID := map[int64]*group{}
-	if err := d.readGroups(ctx, q, byID); err != nil {
+	err := d.readUpdated(ctx, q)
+	if err == nil {
+		err = d.readGroups(ctx, q, byID)
+	}
+	if err == nil {
+		err = d.readPolicies(ctx, q, byID)
+	}
+	if err == nil {
+		err = again.readGroups(ctx, q, map[int64]*group{})
+	}
+	if err == nil {
+		err = again.readUpdated(ctx, q)
+	}
+	if err != nil {
 		return nil, err
 	}
-	if err := d.readPolicies(ctx, q, byID); err != nil {
-		return nil, err
+	if d.updated != again.updated || !slices.EqualFunc(d.groups, again.groups, func(a, b *group) bool { return a.Tagged == b.Tagged }) {
+		return nil, fault.Conflictf("a deployed policy-server wrote meanwhile: stop it first")
 	}
-	return d, d.readUpdated(ctx, q)
+	return d, nil
 }
 
 // quoted is a name that MySQL reserves.
