@@ -68,7 +68,9 @@ type set struct {
 	count  int           // rules that touch the groups
 	sum    policy.Digest // of them
 	last   uint64        // counter of the last change that touched the groups; no lower than the floor when the set was made
-	shown  uint64        // what of last watchers may know
+	steps  []uint64      // counters of changes that touched the groups, all of them after from
+	from   uint64
+	shown  uint64 // what of last watchers may know
 	dirty  bool
 	wake   chan struct{} // closed when shown moves; nil: nobody waits
 	users  int           // hosts and watchers
@@ -124,8 +126,7 @@ func (f *feed) reset(v *view, entries []entry, floor uint64, verified time.Time)
 	f.trim(min(floor, v.head.Counter))
 	for _, s := range f.sets {
 		s.count, s.sum = seal(v, s.names())
-		s.last = f.lastOf(s.groups)
-		s.shown = s.last
+		s.begin(f.lastOf(s.groups))
 		f.touch(s)
 	}
 	f.move()
@@ -143,7 +144,7 @@ func (f *feed) apply(v *view, entries []entry, verified time.Time) {
 		hash := policy.Digest(0).Add(e.row.rule())
 		for _, s := range f.touched(e.row) {
 			s.add(e, hash)
-			s.last = e.counter
+			s.step(e.counter)
 			f.touch(s)
 		}
 	}
@@ -151,6 +152,32 @@ func (f *feed) apply(v *view, entries []entry, verified time.Time) {
 		f.trim(f.log[n-maxLog-1].counter)
 	}
 	f.move()
+}
+
+// maxSteps is how many changes of a set are remembered by their counters.
+const maxSteps = 32
+
+// begin makes last the last change.
+func (s *set) begin(last uint64) { s.last, s.shown, s.from, s.steps = last, last, last, nil }
+
+// step notes a change, of which there may be several at a counter.
+func (s *set) step(counter uint64) {
+	if counter == s.last {
+		return
+	}
+	if len(s.steps) == maxSteps {
+		s.from = s.steps[maxSteps/2-1]
+		s.steps = append(s.steps[:0], s.steps[maxSteps/2:]...)
+	}
+	s.last, s.steps = counter, append(s.steps, counter)
+}
+
+// reach returns up to which counter somebody has every change of the groups who has those up to a counter.
+func (s *set) reach(counter uint64) uint64 {
+	if i, _ := slices.BinarySearch(s.steps, counter+1); counter >= s.from && i < len(s.steps) {
+		return s.steps[i] - 1
+	}
+	return counter
 }
 
 // add counts a change in.
@@ -325,8 +352,7 @@ func (f *feed) join(groups []identity.Group) *set {
 		for _, t := range s.groups {
 			t.sets = append(t.sets, s)
 		}
-		s.last = f.lastOf(s.groups)
-		s.shown = s.last
+		s.begin(f.lastOf(s.groups))
 		f.sets[key] = s
 		return s
 	}

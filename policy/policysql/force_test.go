@@ -234,6 +234,40 @@ func TestForceAfterAStoreEnds(t *testing.T) {
 	})
 }
 
+// TestLaterChangesDoNotHoldUp has hosts that report to one store lag with a change that came after the one that is waited for at the other: under a steady
+// stream of changes some host always does.
+func TestLaterChangesDoNotHoldUp(t *testing.T) {
+	eachEngine(t, func(t *testing.T, db sqldb.Config) {
+		one, other := open(t, config(db)), open(t, config(db))
+		create(t, one, policytest.Of(t, "x y tcp 1"))
+		for _, s := range []*policysql.Store{one, other} {
+			policytest.Eventually(t, "both know the first policy", func() bool { return len(rules(t, s)) == 1 })
+		}
+		busy, hub := newCell("busy", "x"), newCell("hub", "a", "x")
+		for _, c := range []*cell{busy, hub} {
+			c.learn(t, other)
+			c.report(t, other)
+		}
+		at := create(t, one, policytest.Of(t, "a b tcp 1"))
+		for n := range 10 {
+			create(t, one, policytest.Of(t, fmt.Sprintf("x y tcp %d", 2+n)))
+		}
+		policytest.Eventually(t, "only the host lags that the change is for", func() bool {
+			f := force(t, one, at, []identity.Group{"a", "b"}, brief)
+			return !f.InForce && slices.Equal(f.Lagging, []string{"hub"}) && f.Known == 2
+		})
+		last := create(t, one, policytest.Of(t, "x y tcp 1000"))
+		hub.learn(t, other)
+		hub.report(t, other)
+		if f := force(t, one, at, []identity.Group{"a", "b"}, 10*time.Second); !f.InForce {
+			t.Errorf("the change itself is in force: %+v", f)
+		}
+		if f := force(t, one, last, []identity.Group{"x"}, brief); f.InForce {
+			t.Errorf("a later one is not: %+v", f)
+		}
+	})
+}
+
 // TestSilentHostIsUnknown lets the lease of a host end that reports to a store which goes on.
 func TestSilentHostIsUnknown(t *testing.T) {
 	cfg := config(testkit.Database(t, sqldb.SQLite))

@@ -126,7 +126,7 @@ func (f *feed) yield(h *host) {
 // late is a host that does not have everything in force.
 type late struct {
 	Host    string
-	Counter uint64 // what it has
+	Counter uint64 // up to which it has every change that touches it
 }
 
 // summary is what hosts that report here have in force.
@@ -179,9 +179,12 @@ func (f *feed) summary(lease time.Duration, below uint64, groups []identity.Grou
 			continue
 		}
 		sum.reporting++
-		if h.lags() && h.inForce < below && (groups == nil || concerned[h.set]) {
-			sum.low = min(sum.low, h.inForce)
-			sum.lagging = append(sum.lagging, late{h.name, h.inForce})
+		if !h.lags() || groups != nil && !concerned[h.set] {
+			continue
+		}
+		if has := h.set.reach(h.inForce); has < below {
+			sum.low = min(sum.low, has)
+			sum.lagging = append(sum.lagging, late{h.name, has})
 		}
 	}
 	sum.behind = len(sum.lagging)
