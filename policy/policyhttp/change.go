@@ -105,7 +105,7 @@ func (h *external) apply(w http.ResponseWriter, r *http.Request, c *call, v *ver
 		return at, true
 	case errors.Is(err, ErrQuota):
 		h.fail(w, r, http.StatusForbidden, "policy quota exceeded", nil)
-	case errors.Is(err, fault.Exhausted):
+	case errors.Is(err, fault.Exhausted), errors.Is(err, fault.Conflict): // no tag is left, or a group has one of another kind
 		h.fail(w, r, http.StatusConflict, "policies cannot be created: "+err.Error(), nil)
 	case errors.Is(err, fault.Invalid):
 		h.fail(w, r, http.StatusBadRequest, err.Error(), nil)
