@@ -87,9 +87,12 @@ func (r *Recorder) WriteHeader(status int) {
 // Unwrap lets http.ResponseController find the connection.
 func (r *Recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
-// Attrs are the facts about a request for the log.
+// maxPath bounds a path in the log, in bytes: listeners let lines of a megabyte in.
+const maxPath = 200
+
+// Attrs are the facts about a request for the log, the path without its end if it is long.
 func Attrs(r *http.Request) []any {
-	a := []any{"method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr}
+	a := []any{"method", r.Method, "path", r.URL.Path[:min(len(r.URL.Path), maxPath)], "remote", r.RemoteAddr}
 	if tp := r.Header.Get("Traceparent"); IsTraceparent(tp) {
 		a = append(a, "traceparent", tp)
 	}

@@ -60,6 +60,7 @@ func ExternalHandler(b Backend, log *slog.Logger, o ExternalOptions) http.Handle
 	h := &external{
 		b: b, log: log, o: o, started: time.Now(), failures: httpjson.Failures{Log: log},
 		places: newPlaces(orDefault(o.Places, 128)), waiting: newPlaces(orDefault(o.Waiting, 1024)), bodies: newPlaces(orDefault(o.Bodies, 16)),
+		database: newProber(b.Ping),
 	}
 	h.routes = map[string][]route{
 		"/":                {{verb: http.MethodGet, serve: h.uptime, open: true}},
@@ -89,6 +90,7 @@ type external struct {
 	places   *places
 	waiting  *places
 	bodies   *places
+	database *prober
 }
 
 type route struct {
@@ -260,11 +262,7 @@ func (h *external) fail(w http.ResponseWriter, r *http.Request, status int, text
 	if cause != nil {
 		args = append(args, "error", cause)
 	}
-	what := r.URL.Path
-	if len(what) > 100 {
-		what = what[:100]
-	}
-	h.failures.Write(r.Context(), level, r.Method, status, append(args, "path", what))
+	h.failures.Write(r.Context(), level, r.Method, status, args)
 	httpjson.WriteError(w, status, text)
 }
 
@@ -278,9 +276,9 @@ func writeUptime(w http.ResponseWriter, started time.Time) {
 }
 
 func (h *external) health(w http.ResponseWriter, r *http.Request, _ *call) {
-	ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(r.Context(), 2*probeTime)
 	defer cancel()
-	if err := h.b.Ping(ctx); err != nil {
+	if err := h.database.ask(ctx); err != nil {
 		h.fail(w, r, http.StatusInternalServerError, "check database failed", err)
 	}
 }

@@ -1,11 +1,16 @@
 package policyhttp_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"iter"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -354,4 +359,74 @@ func TestCleanupMayTakeLong(t *testing.T) {
 	s.Start()
 	defer s.Close()
 	want(t, "cleanup", ask(t, s, "admin", "POST "+policies+"/cleanup", ""), 200, `{"total_policies":0,"policies":[]}`)
+}
+
+// TestHealthIsAskedForByMany at once, who need no credentials for it: the database is asked once at a time, and each is told what is newer than the question.
+func TestHealthIsAskedForByMany(t *testing.T) {
+	b := backendOf(openStore(t, 0))
+	var pings, now, most atomic.Int32
+	begun, release := make(chan struct{}, 1000), make(chan struct{})
+	b.Ping = func(context.Context) error {
+		most.Store(max(most.Load(), now.Add(1)))
+		defer now.Add(-1)
+		begun <- struct{}{}
+		<-release
+		if pings.Add(1) == 1 {
+			return errors.New("database is away")
+		}
+		return nil
+	}
+	s := serve(t, b, externalOptions(), policyhttp.InternalOptions{})
+	var wg sync.WaitGroup
+	codes := make(chan int, 100)
+	for n := range 100 {
+		wg.Go(func() { codes <- ask(t, s, "", "GET /health", "").code })
+		if n == 0 {
+			<-begun
+		}
+	}
+	<-time.After(200 * time.Millisecond) // that they may come
+	close(release)
+	wg.Wait()
+	close(codes)
+	count := map[int]int{}
+	for c := range codes {
+		count[c]++
+	}
+	if most.Load() != 1 || pings.Load() > 20 || count[500] != 1 || count[200] != 99 {
+		t.Errorf("%d pings, %d at once, answers %v, want one at a time and the first to fail for the first alone", pings.Load(), most.Load(), count)
+	}
+}
+
+// TestAGroupOfAnotherKind is no failure of the server, which a client would try again.
+func TestAGroupOfAnotherKind(t *testing.T) {
+	s := start(t).Server
+	if got := ask(t, s, "", "PUT "+policyhttp.PathTags, `{"id":"INGRESS_ROUTER","type":"router"}`); got.code != 200 {
+		t.Fatalf("tag: %d %s", got.code, got.body)
+	}
+	got := ask(t, s, "admin", "POST "+policies, body(item("INGRESS_ROUTER", "b", "tcp", "1")))
+	if got.code != 409 || !strings.Contains(got.body, `has a tag of kind \"router\"`) {
+		t.Errorf("policy of the router: %d %s, want 409 and why", got.code, got.body)
+	}
+}
+
+// TestAFailureIsLoggedShortly, whatever was asked for.
+func TestAFailureIsLoggedShortly(t *testing.T) {
+	var out bytes.Buffer
+	b := backendOf(openStore(t, 0))
+	b.Rules = func(context.Context, policy.Filter) (iter.Seq[policy.Rule], int, error) {
+		return nil, 0, errors.New("away")
+	}
+	h := policyhttp.InternalHandler(b, slog.New(slog.NewJSONHandler(&out, nil)), policyhttp.InternalOptions{})
+	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), "GET", "/networking/"+strings.Repeat("v", 100000)+"/internal/policies", http.NoBody))
+	e := policyhttp.ExternalHandler(b, slog.New(slog.NewJSONHandler(&out, nil)), externalOptions())
+	e.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), "GET", policies, http.NoBody))
+	for line := range strings.Lines(out.String()) {
+		if len(line) > 1000 || strings.Count(line, `"path":`) != 1 {
+			t.Errorf("line of %d bytes: %.300s", len(line), line)
+		}
+	}
+	if strings.Count(out.String(), "\n") != 2 {
+		t.Errorf("log: %s", out.String())
+	}
 }

@@ -311,20 +311,3 @@ func (h *internal) tag(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, r, http.StatusInternalServerError, "database create failed", err)
 	}
 }
-
-// HealthHandler serves GET / and GET /health as the health listener of the deployed internal server does.
-func HealthHandler(ping func(ctx context.Context) error, log *slog.Logger) http.Handler {
-	started := time.Now()
-	f := &httpjson.Failures{Log: log}
-	m := http.NewServeMux()
-	m.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { writeUptime(w, started) })
-	m.HandleFunc("GET /health", func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
-		defer cancel()
-		if err := ping(ctx); err != nil {
-			f.Write(r.Context(), slog.LevelWarn, "health", http.StatusInternalServerError, []any{"error", err})
-			httpjson.WriteError(w, http.StatusInternalServerError, "check database failed")
-		}
-	})
-	return m
-}
