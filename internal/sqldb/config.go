@@ -169,7 +169,9 @@ func (c Config) mysql() (*sql.DB, error) {
 	mc.Timeout, mc.ReadTimeout, mc.WriteTimeout = c.timeout(), c.timeout(), c.timeout()
 	mc.ClientFoundRows = true   // an update that changes nothing still says which rows it met
 	mc.InterpolateParams = true // one round trip per statement
-	mc.Params = map[string]string{"innodb_lock_wait_timeout": "5"}
+	// A client that is gone without a word keeps its locks until the server gives it up: by default after 8 hours. Idle connections of ours that end are
+	// opened again.
+	mc.Params = map[string]string{"innodb_lock_wait_timeout": "5", "wait_timeout": "15"}
 	if c.causal {
 		mc.Params["wsrep_sync_wait"] = "1"
 	}

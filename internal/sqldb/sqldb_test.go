@@ -193,6 +193,43 @@ func TestTxSurvivesAKilledConnection(t *testing.T) {
 	}
 }
 
+// TestWhoIsGoneInATransactionHoldsUpNobodyForLong has a client stop in the middle of a transaction, as one does whose machine loses its power or its network: the
+// server cannot know, and keeps the locks.
+func TestWhoIsGoneInATransactionHoldsUpNobodyForLong(t *testing.T) {
+	for _, engine := range []string{sqldb.Postgres, sqldb.MySQL} {
+		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
+			cfg := testkit.Database(t, engine)
+			gone, other := pair(t, cfg), open(t, cfg)
+			locked, over := make(chan struct{}), make(chan struct{})
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				gone.Tx(t.Context(), func(tx *sqldb.Tx) error {
+					if tx.Attempt > 0 {
+						return nil
+					}
+					_, err := tx.Exec(t.Context(), "UPDATE pair SET n = n + 1")
+					close(locked)
+					<-over
+					return err
+				})
+			}()
+			<-locked
+			ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+			defer cancel()
+			start := time.Now()
+			err := other.Tx(ctx, func(tx *sqldb.Tx) error { _, err := tx.Exec(ctx, "UPDATE pair SET n = n + 1"); return err })
+			t.Logf("held up for %v", time.Since(start))
+			close(over)
+			<-done
+			if err != nil {
+				t.Errorf("another client: %v", err)
+			}
+		})
+	}
+}
+
 func TestAtomicIsAllOrNothing(t *testing.T) {
 	eachEngine(t, func(t *testing.T, cfg sqldb.Config) {
 		db := pair(t, cfg)
