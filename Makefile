@@ -46,10 +46,13 @@ lint:
 	$(GO) mod verify >/dev/null
 	$(GO) test -count=1 ./internal/archtest
 
+# Before Go 1.27 the engine sometimes takes the end of its own time for a failure (go.dev/issue/75804): without a failing input nothing was found.
 fuzz:
 	@set -e; for pkg in $$($(GO) list ./...); do \
 	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
-	    echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; \
+	    echo "$$pkg $$f"; \
+	    out=$$($(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg 2>&1) || { \
+	      echo "$$out"; echo "$$out" | grep -qx ' *context deadline exceeded' && ! echo "$$out" | grep -qE 'Failing input|panic:'; }; \
 	  done; done
 
 bench: deps build
