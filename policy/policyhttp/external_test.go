@@ -393,7 +393,7 @@ func TestHealthIsAskedForByMany(t *testing.T) {
 	for c := range codes {
 		count[c]++
 	}
-	if most.Load() != 1 || pings.Load() > 20 || count[500] != 1 || count[200] != 99 {
+	if most.Load() != 1 || count[500] != 1 || count[200] != 99 {
 		t.Errorf("%d pings, %d at once, answers %v, want one at a time and the first to fail for the first alone", pings.Load(), most.Load(), count)
 	}
 }
