@@ -79,6 +79,7 @@ func TestTheProgramEndsAsDeployedOnesDo(t *testing.T) {
 	}{
 		{nil, 1, "-config-file"},
 		{[]string{"-nonsense"}, 2, "Usage"},
+		{[]string{"-config-file", "x.json", "import"}, 2, "Usage"},
 		{[]string{"-config-file", filepath.Join(w.dir, "none.json")}, 1, "read configuration"},
 		{[]string{"--config-file=" + w.file(t, "bad.json", `{"listen_port":1,"log_level":"loud"}`)}, 1, "log_level"},
 		{[]string{"import", "-config-file", w.file(t, "worse.json", `{`)}, 1, "not a JSON object"},

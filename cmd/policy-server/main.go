@@ -10,20 +10,21 @@ import (
 )
 
 func main() {
-	args := append(os.Args[1:], "")
-	flags := flag.NewFlagSet("policy-server [import]", flag.ExitOnError)
-	o := policyserver.Options{Import: args[0] == "import"}
-	if o.Import {
+	args, flags, o := os.Args[1:], flag.NewFlagSet("policy-server [import]", flag.ExitOnError), policyserver.Options{}
+	file := flags.String("config-file", "", "path of the configuration `file` (JSON)")
+	flags.BoolVar(&o.RenewEpoch, "renew-epoch", false, "after the database was restored from a copy: tell agents so, then exit")
+	if o.Import = len(args) > 0 && args[0] == "import"; o.Import {
 		args = args[1:]
 		flags.StringVar(&o.From, "from", "", "configuration `file` of the policy-server to take over (default: its tables are beside ours)")
 	}
-	file := flags.String("config-file", "", "path of the configuration `file` (JSON)")
-	flags.BoolVar(&o.RenewEpoch, "renew-epoch", false, "after the database was restored from a copy: tell agents so, then exit")
-	flags.Parse(args[:len(args)-1])
-	cfg, err := policyserver.Load(*file)
-	if err != nil {
-		service.Exit("policy-server", err)
+	if flags.Parse(args); flags.NArg() > 0 { // "import" at the end would otherwise start a server
+		flags.Usage()
+		os.Exit(2)
 	}
-	ctx, _ := service.Signals()
-	service.Exit("policy-server", policyserver.Main(ctx, cfg, o))
+	cfg, err := policyserver.Load(*file)
+	if err == nil {
+		ctx, _ := service.Signals()
+		err = policyserver.Main(ctx, cfg, o)
+	}
+	service.Exit("policy-server", err)
 }
