@@ -131,5 +131,19 @@ func (h *Host) attach(n int) {
 		fmt.Fprintf(&s, "ip link set c%d up\n", i)
 	}
 	h.Shell(h.Box, s.String())
+	h.settle()
 	h.open(n)
+}
+
+// settle waits until every device sends: the kernel drops what is to be sent by a veth until its work queue has noticed that the other end is up,
+// which takes a while when much else makes devices.
+func (h *Host) settle() {
+	h.World.t.Helper()
+	for _, ns := range []*kernel.NS{h.NS, h.Box} {
+		h.Shell(ns, `for i in $(seq 500); do
+			ip -o link show type veth | grep -qv " state UP " || break
+			sleep 0.01
+		done
+		ip link set lo up # waits for the work that says so to be done`)
+	}
 }
