@@ -49,17 +49,36 @@ func (h *Host) Send(p Packet, answer bool) error {
 	return h.send(p, flags)
 }
 
-func (h *Host) send(p Packet, flags byte) error {
-	index, ok := h.ends[p.Device]
+func (h *Host) send(p Packet, flags byte) error { return h.SendIP(p.Device, datagram(p, flags)) }
+
+// SendIP makes the container behind a device send an IPv4 packet as it is, header and all.
+func (h *Host) SendIP(device string, packet []byte) error {
+	index, ok := h.ends[device]
 	if !ok {
-		return fmt.Errorf("no device %s", p.Device)
+		return fmt.Errorf("no device %s", device)
 	}
 	a := h.Address(0).As4()
 	var n int
-	fmt.Sscanf(p.Device[len(p.Device)-3:], "%d", &n)
+	fmt.Sscanf(device[len(device)-3:], "%d", &n)
 	frame := []byte{0xaa, 0xaa, a[0], a[1], a[2], byte(n), 0xee, 0xee, a[0], a[1], a[2], byte(n), 8, 0}
-	frame = append(frame, datagram(p, flags)...)
+	frame = append(frame, packet...)
 	return unix.Sendto(h.fd, frame, 0, &unix.SockaddrLinklayer{Protocol: ethIP, Ifindex: index})
+}
+
+// IPv4 returns an IPv4 packet (RFC 791) of a protocol around its content.
+func IPv4(from, to netip.Addr, protocol byte, content []byte) []byte {
+	src, dst, n := from.As4(), to.As4(), 20+len(content)
+	ip := []byte{0x45, 0, byte(n >> 8), byte(n), 0, 0, 0x40, 0, 64, protocol, 0, 0}
+	ip = append(append(ip, src[:]...), dst[:]...)
+	binary.BigEndian.PutUint16(ip[10:], checksum(ip))
+	return append(ip, content...)
+}
+
+// Complaint returns an ICMP error (RFC 792) from one address to another that says that about could not be delivered.
+func Complaint(from, to netip.Addr, typ, code byte, about Packet) []byte {
+	l4 := append([]byte{typ, code, 0, 0, 0, 0, 2, 0x40}, datagram(about, ack)[:28]...)
+	binary.BigEndian.PutUint16(l4[2:], checksum(l4))
+	return IPv4(from, to, unix.IPPROTO_ICMP, l4)
 }
 
 // datagram is an IPv4 packet (RFC 791) with whatever its protocol asks for.
@@ -81,10 +100,7 @@ func datagram(p Packet, flags byte) []byte {
 		l4 = append([]byte{8, 0, 0, 0}, ports...) // an echo request, if it is ICMP
 		binary.BigEndian.PutUint16(l4[2:], checksum(l4))
 	}
-	ip := []byte{0x45, 0, 0, byte(20 + len(l4)), 0, 0, 0x40, 0, 64, byte(p.Protocol), 0, 0}
-	ip = append(append(ip, src[:]...), dst[:]...)
-	binary.BigEndian.PutUint16(ip[10:], checksum(ip))
-	return append(ip, l4...)
+	return IPv4(p.Source, p.Destination, byte(p.Protocol), l4)
 }
 
 // checksum is that of RFC 1071 over an even number of bytes.
@@ -117,6 +133,17 @@ func parse(b []byte) (p Packet, ok bool) {
 
 // Hear calls each for every packet that has arrived at a container of the host, with the device in front of it.
 func (h *Host) Hear(each func(Packet)) error {
+	return h.HearIP(func(device string, b []byte) {
+		if p, ok := parse(b); ok {
+			p.Device = device
+			each(p)
+		}
+	})
+}
+
+// HearIP calls each for every IPv4 packet that has arrived at a container of the host, with the device in front of it. The packet is valid until
+// each returns.
+func (h *Host) HearIP(each func(device string, packet []byte)) error {
 	var buf [2048]byte
 	for {
 		n, from, err := unix.Recvfrom(h.fd, buf[:], 0)
@@ -132,10 +159,7 @@ func (h *Host) Hear(each func(Packet)) error {
 		if !ok || ll.Pkttype == unix.PACKET_OUTGOING || n < 14 {
 			continue
 		}
-		if p, ok := parse(buf[14:n]); ok {
-			p.Device = h.at[ll.Ifindex]
-			each(p)
-		}
+		each(h.at[ll.Ifindex], buf[14:n])
 	}
 }
 

@@ -20,9 +20,11 @@ import (
 //	destinations the address finds to-TAG of its group; there (tag, protocol, port) is looked up. Without policy it finds to-any
 //	allow        the connection keeps the tag of who began it
 //	input        what containers may reach of the host itself
+//	errors       what containers say of packets that did not arrive: only of their own connections
 //
 // What is established goes first everywhere, but for the check of a container's source address: only so a container cannot
 // slip into a connection of another. What is asked of every packet stands in few chains, since another chain is other memory.
+// What a helper of conntrack expects (the data of FTP, say) is related, but it is judged like anything else: no policy speaks of it.
 //
 // A source that is not in the map is dropped, not rejected: a container that has just started tries again until its
 // rules are there, and does not fail. All else that is refused is told so.
@@ -37,6 +39,7 @@ const (
 	chainAny      = "to-any"
 	chainUnknown  = "unmatched"
 	chainAllow    = "allow"
+	chainErrors   = "errors"
 	chainHost     = "to-host"
 	chainPeer     = "from-overlay-to-host"
 	chainRefuse   = "refuse"
@@ -135,8 +138,10 @@ func (f frame) chains() []chain {
 			newRule(goTo(chainOthers)),
 		),
 		newChain(chainPeers, noHook,
-			// ct state established,related accept
+			// ct state established accept
 			newRule(isEstablished(), accept()),
+			// meta l4proto icmp ct state related accept
+			newRule(relatedICMP(), accept()),
 			// oifname "s-*" ip daddr vmap @destinations
 			newRule(oifname(containers), verdictByDestination(setDestinations)),
 			// goto refuse-unknown-destination
@@ -167,6 +172,16 @@ func (f frame) chains() []chain {
 			newRule(goTo(chainUnknown)),
 		),
 		newChain(chainUnknown, noHook, f.unmatched()...),
+		// The kernel takes an ICMP error for part of the connection that it speaks of, whoever sends it, if that one's sender is who it is
+		// sent to. (In ct state established there are none, nor are there echo requests.)
+		newChain(chainErrors, noHook,
+			// ct state related iifname . ct reply ip saddr @own accept
+			newRule(related(), ownEndOf(replyTuple, setOwn), accept()),
+			// ct state related iifname . ct original ip saddr @own accept
+			newRule(related(), ownEndOf(originalTuple, setOwn), accept()),
+			// goto refuse-unknown-source
+			newRule(refuse(UnknownSource)),
+		),
 	}
 	out = append(out, f.allowing())
 	out = append(out, f.host()...)
@@ -174,19 +189,26 @@ func (f frame) chains() []chain {
 }
 
 func (f frame) toOverlay() []rule {
-	// ct state established,related accept
+	// ct state established accept
 	rules := []rule{newRule(isEstablished(), accept())}
 	if f.ended {
 		// ip saddr . th sport . ip daddr . th dport . meta l4proto @ended goto refuse-ended
 		rules = append(rules, newRule(endedIn(setEnded), refuse(Ended)))
 	}
-	// accept
-	return append(rules, newRule(accept()))
+	return append(rules,
+		// icmp type != echo-request goto errors
+		newRule(icmpAnswer(), goTo(chainErrors)),
+		// accept
+		newRule(accept()))
 }
 
 func (f frame) untagged() []rule {
-	// ct state established,related accept
-	rules := []rule{newRule(isEstablished(), accept())}
+	rules := []rule{
+		// ct state established accept
+		newRule(isEstablished(), accept()),
+		// icmp type != echo-request goto errors
+		newRule(icmpAnswer(), goTo(chainErrors)),
+	}
 	if f.unrestricted {
 		// accept
 		return append(rules, newRule(accept()))
@@ -245,16 +267,20 @@ func (f frame) host() []chain {
 			newRule(sourceNotIn(setOwn), refuse(UnknownSource)),
 			// udp dport 4789 goto refuse-vxlan
 			newRule(udpPort(vxlanPort), refuse(VXLAN)),
-			// ct state established,related accept
+			// ct state established accept
 			newRule(isEstablished(), accept()),
+			// icmp type != echo-request goto errors
+			newRule(icmpAnswer(), goTo(chainErrors)),
 			// ip daddr . meta l4proto . th dport @services accept
 			newRule(serviceIn(setServices), accept()),
 			// goto refuse-host-service
 			newRule(refuse(HostService)),
 		),
 		newChain(chainPeer, noHook,
-			// ct state established,related accept
+			// ct state established accept
 			newRule(isEstablished(), accept()),
+			// meta l4proto icmp ct state related accept
+			newRule(relatedICMP(), accept()),
 			// goto refuse-host-service
 			newRule(refuse(HostService)),
 		),
@@ -291,12 +317,14 @@ func from(vtep string, tag identity.Tag) chain {
 		out = chainUntagged
 	}
 	return newChain(fromChain(tag), noHook,
-		// oifname "s-*" ct state established,related accept
+		// oifname "s-*" ct state established accept
 		newRule(oifname(containers), isEstablished(), accept()),
 		// oifname "silk-vtep" meta mark set meta mark & 0xffff0000 | 0x00000007 goto to-overlay
 		newRule(oifname(vtep), setTag(uint32(tag)), goTo(out)),
 		// oifname != "s-*" goto to-outside
 		newRule(oifnameNot(containers), goTo(chainOutside)),
+		// icmp type != echo-request goto errors
+		newRule(icmpAnswer(), goTo(chainErrors)),
 		// meta mark set meta mark & 0xffff0000 | 0x00000007 ip daddr vmap @destinations
 		newRule(setTag(uint32(tag)), verdictByDestination(setDestinations)),
 		// goto refuse-unknown-destination

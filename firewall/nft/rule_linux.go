@@ -32,6 +32,10 @@ func newRule(parts ...part) rule {
 	for _, p := range parts {
 		texts = append(texts, p.text)
 		for _, e := range p.exprs {
+			if a, is := e.(ctAddress); is {
+				b.Attr(unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, a.encode())
+				continue
+			}
 			raw, err := expr.Marshal(unix.NFPROTO_INET, e)
 			if err != nil {
 				panic(fmt.Sprintf("encode nft expression %+v: %v", e, err))
@@ -126,13 +130,63 @@ func daddrIn(p netip.Prefix) part { return inNetwork("daddr", offsetDaddr, p) }
 // Bits of a connection's state (linux/netfilter/nf_conntrack_common.h: NF_CT_STATE_BIT).
 const stateEstablished, stateRelated = 1 << 1, 1 << 2
 
-func established(op expr.CmpOp) []expr.Any {
-	return []expr.Any{&expr.Ct{Key: expr.CtKeySTATE, Register: reg1}, and(reg1, stateEstablished|stateRelated, 0), compare(op, 0, 0, 0, 0)}
+func ctState(op expr.CmpOp, bits uint32) []expr.Any {
+	return []expr.Any{&expr.Ct{Key: expr.CtKeySTATE, Register: reg1}, and(reg1, bits, 0), compare(op, 0, 0, 0, 0)}
 }
 
-func isEstablished() part { return part{"ct state established,related", established(expr.CmpOpNeq)} }
+func isEstablished() part {
+	return part{"ct state established", ctState(expr.CmpOpNeq, stateEstablished)}
+}
 
-func notEstablished() part { return part{"ct state ! established,related", established(expr.CmpOpEq)} }
+func related() part { return part{"ct state related", ctState(expr.CmpOpNeq, stateRelated)} }
+
+func notEstablished() part {
+	return part{"ct state ! established,related", ctState(expr.CmpOpEq, stateEstablished|stateRelated)}
+}
+
+// relatedICMP is true of ICMP errors about a connection.
+func relatedICMP() part {
+	return part{"meta l4proto icmp ct state related", append(protocol("icmp", unix.IPPROTO_ICMP).exprs, related().exprs...)}
+}
+
+// icmpAnswer is true of ICMP that asks for nothing: errors and answers.
+func icmpAnswer() part {
+	const echoRequest = 8
+	return part{"icmp type != echo-request", append(protocol("icmp", unix.IPPROTO_ICMP).exprs,
+		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Len: 1}, compare(expr.CmpOpNeq, echoRequest))}
+}
+
+// ctAddress loads the source address of one of a connection's tuples, which the library cannot say (NFT_CT_SRC_IP, Linux 4.17).
+type ctAddress struct {
+	expr.Any // nil: newRule encodes it
+	tuple    byte
+	register uint32
+}
+
+// The tuples of a connection (IP_CT_DIR_ORIGINAL, IP_CT_DIR_REPLY), and what loads their source address.
+const (
+	originalTuple, replyTuple = 0, 1
+
+	ctSourceIP = 19 // NFT_CT_SRC_IP
+)
+
+func (a ctAddress) encode() []byte {
+	var b kernel.Batch
+	b.String(unix.NFTA_EXPR_NAME, "ct")
+	b.Nest(unix.NFTA_EXPR_DATA|unix.NLA_F_NESTED, func() {
+		b.Attr(unix.NFTA_CT_DREG, big32(a.register))
+		b.Attr(unix.NFTA_CT_KEY, big32(ctSourceIP))
+		b.Attr(unix.NFTA_CT_DIRECTION, []byte{a.tuple})
+	})
+	return b.Bytes()
+}
+
+// ownEndOf is true if an end of the packet's connection, as the rules see it behind translations, is the address of the device that the packet came from.
+func ownEndOf(tuple byte, set string) part {
+	name := map[byte]string{originalTuple: "original", replyTuple: "reply"}[tuple]
+	return part{fmt.Sprintf("iifname . ct %s ip saddr @%s", name, set),
+		[]expr.Any{meta(expr.MetaKeyIIFNAME, reg1), ctAddress{tuple: tuple, register: reg2}, in(set)}}
+}
 
 func protocol(name string, number byte) part {
 	return part{"meta l4proto " + name, []expr.Any{meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpEq, number)}}

@@ -1,0 +1,120 @@
+package nft_test
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"code.cloudfoundry.org/silk/firewall/firewalltest"
+	"code.cloudfoundry.org/silk/firewall/nft"
+	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/policy"
+	"golang.org/x/sys/unix"
+)
+
+// hears reports whether a packet arrives at a container of a host before another one does that was sent after it and is let through.
+func (f *fleet) hears(host, container int, packet []byte) bool {
+	f.t.Helper()
+	heard, done := false, false
+	h := f.w.Hosts[host]
+	testkit.Within(f.t, 2*time.Second, func() string {
+		h.HearIP(func(device string, b []byte) {
+			if device != h.Device(container) {
+				return
+			}
+			// The time to live and the checksum change underway.
+			same := len(b) == len(packet) && b[9] == packet[9] && slices.Equal(b[12:], packet[12:])
+			heard, done = heard || same, done || b[9] == unix.IPPROTO_UDP && len(b) == 32
+		})
+		if !done {
+			return "what is allowed did not arrive either"
+		}
+		return ""
+	})
+	return heard
+}
+
+// probe makes container 1 of host 0 send what is allowed to container 2 of a host, so that what it had sent before has arrived, or never will.
+func (f *fleet) probe(host int) {
+	f.t.Helper()
+	if err := f.w.Hosts[0].Send(f.packet(1, host, 2, policy.UDP, 80), false); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// TestForgedErrors: an ICMP error is let through for the connection that it is about. A container that is not the other end of it must not be
+// able to end or to slow down connections of others that way.
+func TestForgedErrors(t *testing.T) {
+	f := newFleet(t, nft.Options{})
+	f.set(rule(1, 2, policy.UDP, 80, 80), rule(2, 2, policy.UDP, 70, 70))
+	// Containers 2 of both hosts talk to each other. Container 1 of host 0 may talk to both, on another port.
+	a, b := f.w.Hosts[0].Address(2), f.w.Hosts[1].Address(2)
+	talk := f.packet(2, 1, 2, policy.UDP, 70)
+	f.arrives(0, 1, talk, false)
+	f.arrives(1, 0, f.answer(talk, 1, 2), true)
+	local := firewalltest.Packet{Device: f.w.Hosts[1].Device(2), Source: b, Destination: a, Protocol: policy.UDP, SourcePort: 70, Port: talk.SourcePort}
+	thief := f.w.Hosts[0].Address(1)
+	for name, x := range map[string]struct {
+		host  int
+		about firewalltest.Packet
+	}{
+		"to the client, on its host":        {0, talk},
+		"to the server, on another host":    {1, local},
+		"of a connection that nobody knows": {1, firewalltest.Packet{Source: b, Destination: thief.Next(), Protocol: policy.TCP, SourcePort: 1, Port: 2}},
+	} {
+		for _, kind := range [][2]byte{{3, 3}, {3, 4}, {11, 0}, {12, 0}, {5, 1}} {
+			to := x.about.Source
+			packet := firewalltest.Complaint(thief, to, kind[0], kind[1], x.about)
+			if err := f.w.Hosts[0].SendIP(f.w.Hosts[0].Device(1), packet); err != nil {
+				t.Fatal(err)
+			}
+			f.probe(x.host)
+			if f.hears(x.host, 2, packet) {
+				t.Errorf("%s: a stranger's ICMP error %d/%d arrived", name, kind[0], kind[1])
+			}
+		}
+	}
+	// The other end says so itself.
+	for _, x := range []struct {
+		from, host int
+		packet     []byte
+	}{
+		{1, 0, firewalltest.Complaint(b, a, 3, 3, talk)},
+		{0, 1, firewalltest.Complaint(a, b, 3, 3, local)},
+	} {
+		if err := f.w.Hosts[x.from].SendIP(f.w.Hosts[x.from].Device(2), x.packet); err != nil {
+			t.Fatal(err)
+		}
+		testkit.Within(t, 2*time.Second, func() string {
+			wrong := "the error of the connection's other end did not arrive"
+			f.w.Hosts[x.host].HearIP(func(_ string, got []byte) {
+				if got[9] == unix.IPPROTO_ICMP && slices.Equal(got[12:], x.packet[12:]) {
+					wrong = ""
+				}
+			})
+			return wrong
+		})
+	}
+}
+
+// TestForgedErrorsToTheHost: likewise for connections of the host itself.
+func TestForgedErrorsToTheHost(t *testing.T) {
+	f := newFleet(t, nft.Options{})
+	h := f.w.Hosts[0]
+	h.Shell(h.NS, "ip addr add 10.0.16.15/32 dev lo; ip addr add 10.0.16.16/32 dev lo; conntrack -I -p udp -s 10.0.16.15 -d 10.0.16.16 --sport 40000 --dport 53 -t 600")
+	f.set()
+	host, thief := netip.MustParseAddr("10.0.16.15"), h.Address(1)
+	forged := firewalltest.Complaint(thief, host, 3, 3, firewalltest.Packet{
+		Source: host, Destination: netip.MustParseAddr("10.0.16.16"), Protocol: policy.UDP, SourcePort: 40000, Port: 53})
+	before := f.refused()
+	if err := h.SendIP(h.Device(1), forged); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Within(t, 2*time.Second, func() string {
+		if now := f.refused(); now[0][nft.UnknownSource] == before[0][nft.UnknownSource] {
+			return "a container's ICMP error about a connection of the host was not refused"
+		}
+		return ""
+	})
+}
