@@ -19,18 +19,13 @@ const (
 	elementsAtOnce = 1000
 )
 
-// request appends a request about the table and, by name, about an object in it: in all but those about chains the table is
+// request appends a request about a table and, by name, about an object in it: in all but those about chains the table is
 // attribute 1 and the name attribute 2.
 func request(b *kernel.Batch, msg uint16, flags int, names ...string) {
 	b.Add(kernel.NFTables(msg), flags, kernel.NFGen(unix.NFPROTO_INET))
 	for i, n := range names {
 		b.String(uint16(i+1), n)
 	}
-}
-
-func requestChain(b *kernel.Batch, msg uint16, flags int, name string) {
-	request(b, msg, flags, Name)
-	b.String(unix.NFTA_CHAIN_NAME, name)
 }
 
 // nest appends an attribute that holds attributes.
@@ -40,7 +35,8 @@ func nest(b *kernel.Batch, typ uint16, fn func()) { b.Nest(typ|unix.NLA_F_NESTED
 type encoder struct {
 	b      kernel.Batch
 	of     []int
-	owned  bool
+	table  string // to write to
+	flags  uint32 // of a table that is made
 	setIDs uint32
 }
 
@@ -53,30 +49,35 @@ func (e *encoder) encode(changes []change) {
 	}
 }
 
+func (e *encoder) requestChain(msg uint16, flags int, name string) {
+	request(&e.b, msg, flags, e.table)
+	e.b.String(unix.NFTA_CHAIN_NAME, name)
+}
+
 func (e *encoder) change(c change) {
 	b := &e.b
 	switch c.verb + " " + c.object {
 	case "add table":
-		e.table()
+		e.makeTable()
 	case "delete table":
-		request(b, unix.NFT_MSG_DELTABLE, 0, Name)
+		request(b, unix.NFT_MSG_DELTABLE, 0, e.table)
 	case "add counter":
-		request(b, unix.NFT_MSG_NEWOBJ, unix.NLM_F_CREATE, Name, c.name)
+		request(b, unix.NFT_MSG_NEWOBJ, unix.NLM_F_CREATE, e.table, c.name)
 		b.Attr(unix.NFTA_OBJ_TYPE, big32(unix.NFT_OBJECT_COUNTER))
 		nest(b, unix.NFTA_OBJ_DATA, func() {})
 	case "add chain":
 		e.chain(c.chain)
 	case "flush chain":
-		request(b, unix.NFT_MSG_DELRULE, 0, Name, c.name)
+		request(b, unix.NFT_MSG_DELRULE, 0, e.table, c.name)
 	case "delete chain":
-		requestChain(b, unix.NFT_MSG_DELCHAIN, 0, c.name)
+		e.requestChain(unix.NFT_MSG_DELCHAIN, 0, c.name)
 	case "add rule":
-		request(b, unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, Name, c.name)
+		request(b, unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, e.table, c.name)
 		b.Attr(unix.NFTA_RULE_EXPRESSIONS|unix.NLA_F_NESTED, c.rule.exprs)
 	case "add set":
 		e.set(c.name)
 	case "delete set":
-		request(b, unix.NFT_MSG_DELSET, 0, Name, c.name)
+		request(b, unix.NFT_MSG_DELSET, 0, e.table, c.name)
 	case "add element":
 		e.elements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, c)
 	case "delete element":
@@ -86,17 +87,17 @@ func (e *encoder) change(c change) {
 	}
 }
 
-// table makes or adopts the table.
-func (e *encoder) table() {
-	request(&e.b, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, Name)
-	if e.owned {
-		e.b.Attr(unix.NFTA_TABLE_FLAGS, big32(tableOwner|tablePersist))
+// makeTable makes or adopts the table.
+func (e *encoder) makeTable() {
+	request(&e.b, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, e.table)
+	if e.flags != 0 {
+		e.b.Attr(unix.NFTA_TABLE_FLAGS, big32(e.flags))
 	}
 }
 
 func (e *encoder) chain(c *chain) {
 	b := &e.b
-	requestChain(b, unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, c.name)
+	e.requestChain(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, c.name)
 	if c.hook == noHook {
 		return
 	}
@@ -111,7 +112,7 @@ func (e *encoder) chain(c *chain) {
 func (e *encoder) set(name string) {
 	k, b := kindOf(name), &e.b
 	e.setIDs++
-	request(b, unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, Name, name)
+	request(b, unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, e.table, name)
 	b.Attr(unix.NFTA_SET_ID, big32(e.setIDs))
 	b.Attr(unix.NFTA_SET_FLAGS, big32(k.flags))
 	b.Attr(unix.NFTA_SET_KEY_TYPE, big32(k.keyType))
@@ -135,7 +136,7 @@ func (e *encoder) set(name string) {
 // elements sends elements, some at a time: an attribute holds 64 KiB.
 func (e *encoder) elements(msg uint16, flags int, c change) {
 	some := func(fill func()) {
-		request(&e.b, msg, flags, Name, c.name)
+		request(&e.b, msg, flags, e.table, c.name)
 		nest(&e.b, unix.NFTA_SET_ELEM_LIST_ELEMENTS, fill)
 	}
 	ranges := kindOf(c.name) == kindRanges

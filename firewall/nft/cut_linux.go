@@ -84,7 +84,7 @@ func (t *Table) refuseAnswers(ctx context.Context, flows []kernel.Flow) error {
 	if _, err := t.converge(ctx, t.rules); err != nil {
 		return err
 	}
-	e := encoder{}
+	e := encoder{table: Name}
 	for some := range slices.Chunk(flows, elementsAtOnce/2) {
 		request(&e.b, unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, Name, setEnded)
 		nest(&e.b, unix.NFTA_SET_ELEM_LIST_ELEMENTS, func() {

@@ -17,7 +17,7 @@ func seeds() [][]byte {
 	f := frame{network: netip.MustParsePrefix("10.255.0.0/16"), vtep: "silk-vtep", connMask: tagMask}
 	w := (&builder{}).wish(f, &rs, nil)
 	var out [][]byte
-	e := encoder{owned: true}
+	e := encoder{table: Name, flags: tableOwner | tablePersist}
 	for _, c := range plan(w, &state{}, true) {
 		e.b.Reset()
 		e.change(c)

@@ -98,10 +98,9 @@ func (t *Table) Close() error {
 // base adopts the table if it judges what passes. Otherwise it makes one that lets nothing new through, which does not depend on what the first
 // Set will say.
 func (t *Table) base() error {
-	var e encoder
 	if t.owned {
-		e.owned = true
-		e.table()
+		e := encoder{table: Name, flags: t.flags()}
+		e.makeTable()
 		err := t.nf.Transact(&e.b, 0)
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EBUSY) {
 			return fault.Conflictf("nft table inet %s belongs to another process: stop the other vxlan-policy-agent first: %w", Name, err)
@@ -116,6 +115,7 @@ func (t *Table) base() error {
 	if err != nil {
 		return err
 	}
+	defer remove(t.nf, standIn) // of a process that was killed
 	// A chain that begins as ours and has rules was ours, if of another version. One that was flushed lets everything through.
 	if s.odd == "" && strings.HasPrefix(s.chains[chainForward], forward.String()+"\n") && strings.HasPrefix(s.chains[chainInput], input.String()+"\n") {
 		return nil
@@ -202,9 +202,7 @@ func (t *Table) set(f frame, rs *firewall.Ruleset) (Changes, error) {
 			return c, err
 		}
 		c.Sent += len(changes)
-		if generation != 0 {
-			generation = max(generation+1, 1) // one for each transaction; 0 is passed over
-		}
+		generation = next(generation)
 	}
 	t.known, t.last, t.ends = stateOf(w, t.owned), w, false
 	return c, nil
@@ -286,7 +284,39 @@ func (t *Table) send(changes []change, generation uint32) error {
 	if len(changes) == 0 {
 		return nil
 	}
-	e := encoder{owned: t.owned}
+	if changes[0].verb == "delete" && changes[0].object == "table" {
+		if err := t.write(encoder{table: standIn, flags: t.flags() &^ tablePersist}, changes[1:], generation); err != nil {
+			return err
+		}
+		defer remove(t.nf, standIn)
+		generation = next(generation)
+	}
+	return t.write(encoder{table: Name, flags: t.flags()}, changes, generation)
+}
+
+// standIn is a second table that judges while the first one is deleted and made again. That is one transaction, but a packet on its way through a hook does
+// not see it as one: it may pass the new chain, which is first, before the transaction holds, when it has no rules yet, and the old one afterwards, when it
+// has none any more (nft_do_chain asks for the generation in each chain).
+const standIn = Name + "-standin"
+
+// flags are those of a table that is made.
+func (t *Table) flags() uint32 {
+	if t.owned {
+		return tableOwner | tablePersist
+	}
+	return 0
+}
+
+// next returns the generation that follows a transaction; 0, which is passed over, stands for any.
+func next(generation uint32) uint32 {
+	if generation == 0 {
+		return 0
+	}
+	return max(generation+1, 1)
+}
+
+// write carries out changes of the encoder's table.
+func (t *Table) write(e encoder, changes []change, generation uint32) error {
 	e.encode(changes)
 	err := t.nf.Transact(&e.b, generation)
 	if r, ok := errors.AsType[*kernel.RequestError](err); ok && r.Index >= 0 && r.Index < len(e.of) {
@@ -336,16 +366,19 @@ func Remove(ns *kernel.NS) error {
 		return err
 	}
 	defer c.Close()
-	var b kernel.Batch
-	request(&b, unix.NFT_MSG_DELTABLE, 0, Name)
-	err = c.Transact(&b, 0)
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		return nil
-	case errors.Is(err, unix.EPERM):
+	err = errors.Join(remove(c, standIn), remove(c, Name))
+	if errors.Is(err, unix.EPERM) {
 		return fault.Conflictf("nft table inet %s belongs to a process that runs: stop vxlan-policy-agent first: %w", Name, err)
-	case err != nil:
-		return fmt.Errorf("delete nft table inet %s: %w", Name, err)
+	}
+	return err
+}
+
+// remove deletes a table. One that is not there is no error.
+func remove(c *kernel.Conn, table string) error {
+	var b kernel.Batch
+	request(&b, unix.NFT_MSG_DELTABLE, 0, table)
+	if err := c.Transact(&b, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("delete nft table inet %s: %w", table, err)
 	}
 	return nil
 }
