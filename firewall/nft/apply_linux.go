@@ -171,13 +171,15 @@ func (e *encoder) value(typ uint16, v []byte) {
 	nest(&e.b, typ, func() { e.b.Attr(unix.NFTA_DATA_VALUE, v) })
 }
 
-// verdictGoto is NFT_GOTO.
-const verdictGoto = int32(expr.VerdictGoto)
+// verdictJump is NFT_JUMP. Elements of maps jump, they do not goto, and after each rule with a map comes one that refuses: a packet that began its way
+// through the table before a change may find an element that is new in it, but in the element's chain none of the rules that are new. It comes
+// back from there. From a goto it would leave the table, and that is accepted.
+const verdictJump = int32(expr.VerdictJump)
 
 func (e *encoder) verdict(chain string) {
 	nest(&e.b, unix.NFTA_SET_ELEM_DATA, func() {
 		nest(&e.b, unix.NFTA_DATA_VERDICT, func() {
-			v := verdictGoto
+			v := verdictJump
 			e.b.Attr(unix.NFTA_VERDICT_CODE, big32(uint32(v)))
 			e.b.String(unix.NFTA_VERDICT_CHAIN, chain)
 		})

@@ -287,7 +287,7 @@ func parseElement(item []byte, k *setKind, x *set) bool {
 			return false
 		}
 	}
-	if len(key) != int(k.keyLen()) || (k == kindRanges) != (end != nil) || k.verdicts != (code == verdictGoto) {
+	if len(key) != int(k.keyLen()) || (k == kindRanges) != (end != nil) || k.verdicts != (code == verdictJump) {
 		return false
 	}
 	if k != kindAllow && k != kindRanges {

@@ -288,7 +288,11 @@ func (t *Table) send(changes []change, generation uint32) error {
 		if err := t.write(encoder{table: standIn, flags: t.flags() &^ tablePersist}, changes[1:], generation); err != nil {
 			return err
 		}
-		defer remove(t.nf, standIn)
+		kernel.Settle() // packets underway know only the old table
+		defer func() {
+			kernel.Settle() // likewise of the new one
+			remove(t.nf, standIn)
+		}()
 		generation = next(generation)
 	}
 	return t.write(encoder{table: Name, flags: t.flags()}, changes, generation)

@@ -71,7 +71,7 @@ var sabotage = []string{
 	"nft flush chain inet silk-policy to-any", "nft insert rule inet silk-policy from-overlay accept", "nft add rule inet silk-policy refuse accept",
 	"nft flush set inet silk-policy own", "nft flush map inet silk-policy sources", "nft flush map inet silk-policy destinations",
 	`nft add element inet silk-policy own '{ "s-evil" . 10.255.30.2 }'`, "nft add element inet silk-policy destinations '{ 10.255.30.99 : accept }'",
-	"nft add element inet silk-policy destinations '{ 10.255.30.98 : goto unmatched }'", "nft add chain inet silk-policy mine; nft add rule inet silk-policy mine accept",
+	"nft add element inet silk-policy destinations '{ 10.255.30.98 : jump unmatched }'", "nft add chain inet silk-policy mine; nft add rule inet silk-policy mine accept",
 	"nft add chain inet silk-policy early '{ type filter hook forward priority -5; policy drop; }'", "nft add set inet silk-policy other '{ type mark; }'",
 	"nft add set inet silk-policy allow-0009 '{ type mark; }'", "nft add counter inet silk-policy mine", "nft delete counter inet silk-policy ended",
 	"nft add table inet silk-policy '{ flags dormant; }'", "nft add element inet silk-policy services '{ 10.0.16.15 . tcp . 22 }'",

@@ -278,7 +278,7 @@ func elementText(name string, e elem) string {
 		text = addr(0) + " . " + port(4)
 	}
 	if e.chain != "" {
-		text += " : goto " + e.chain
+		text += " : jump " + e.chain
 	}
 	return text
 }
