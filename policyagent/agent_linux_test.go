@@ -14,6 +14,7 @@ import (
 
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/firewall/nft"
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/policy"
 )
@@ -149,6 +150,41 @@ func TestWithoutAnyStateTheKernelKeepsItsRules(t *testing.T) {
 	w.forbid(r, tcpPolicy("web", "api", 8080))
 	if web.reaches(api, 8080) {
 		t.Error("a removed policy still lets through")
+	}
+}
+
+// TestATableIsThereWhateverIsKnown: where tables have no owners, somebody takes the table away from an agent that knows no policies yet and keeps the
+// rules of an earlier one.
+func TestATableIsThereWhateverIsKnown(t *testing.T) {
+	w := newWorld(t)
+	r := w.start(w.policies())
+	web, api := w.attach("web"), w.attach("api")
+	api.listen(8080)
+	r.force("/force-policy-poll-cycle")
+	r.stop()
+	if err := os.RemoveAll(w.state); err != nil {
+		t.Fatal(err)
+	}
+	a, err := open(t.Context(), w.config(), w.ns, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	a.table.Close()
+	if a.table, err = nft.Open(w.ns, nft.Options{Unowned: true}); err != nil {
+		t.Fatal(err)
+	}
+	a.closers[0] = a.table.Close
+	for _, sabotage := range []string{"nft flush ruleset", "nft flush table inet silk-policy", "nft flush chain inet silk-policy forward"} {
+		w.onHost(sabotage)
+		for range 2 {
+			if _, err := a.enforce(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if web.reaches(api, 8080) {
+				t.Fatalf("after %q everything passes", sabotage)
+			}
+		}
 	}
 }
 

@@ -83,7 +83,7 @@ func (a *agent) enforce(ctx context.Context) (cutError, err error) {
 	if !a.known && a.adopted { // the rules that an earlier agent left are better than none
 		a.now.hosted = h
 		a.mu.Unlock()
-		return nil, nil
+		return nil, a.table.Stand(ctx)
 	}
 	rules, rev, version, router, absent := a.held.Keep(now), a.held.Revision(), a.version, a.router, a.held.Absent()
 	since := a.now.changedAt

@@ -95,6 +95,18 @@ func (t *Table) Close() error {
 	return errors.Join(errs...)
 }
 
+// Stand sees to it that there is a table that judges, whatever is in it, for a caller that does not know yet what it is to be: one that somebody has
+// taken away since Open, or emptied, is made anew with nothing allowed.
+func (t *Table) Stand(ctx context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := ctx.Err(); err != nil || t.untouched() {
+		return err
+	}
+	t.known = nil
+	return t.base()
+}
+
 // base adopts the table if it judges what passes. Otherwise it makes one that lets nothing new through, which does not depend on what the first
 // Set will say.
 func (t *Table) base() error {
