@@ -127,7 +127,7 @@ func (c *call) admit(n network) error {
 }
 
 // policyTable is what the policy agent makes as its first act and never removes: while it is there, traffic of a new
-// container is refused until a rule allows it.
+// container is refused until a rule allows it. Two of its chains judge what passes, if they have rules.
 const policyTable = "silk-policy"
 
 // policyReady refuses to go on when the container would be open because the policy agent has not run.
@@ -135,7 +135,7 @@ func (c *call) policyReady() error {
 	if !c.cfg.policyRequired() {
 		return nil
 	}
-	there, err := kernel.HasTable(nil, policyTable)
+	there, err := kernel.HasTable(nil, policyTable, "forward", "input")
 	if err == nil && !there {
 		err = fmt.Errorf("nft table inet %s is absent, empty or dormant", policyTable)
 	}

@@ -15,13 +15,16 @@ import (
 	"code.cloudfoundry.org/silk/internal/kernel"
 )
 
+// judging is the content of a policy table that judges, as far as the plugin asks.
+const judging = "add chain inet silk-policy forward; add rule inet silk-policy forward drop; add chain inet silk-policy input; add rule inet silk-policy input drop"
+
 // agent serves h's policy agent with answer, makes its table and returns its address.
 func (h *host) agent(answer http.HandlerFunc) string {
 	h.t.Helper()
 	var l net.Listener
 	err := h.ns.Do(func() (err error) {
 		if l, err = net.Listen("tcp4", "127.0.0.1:0"); err == nil {
-			err = exec.Command("nft", "add table inet silk-policy; add chain inet silk-policy base").Run()
+			err = exec.Command("nft", "add table inet silk-policy; "+judging).Run()
 		}
 		return err
 	})

@@ -179,7 +179,7 @@ func TestPolicyRequired(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, made := range []string{"add table inet silk-policy", "add table inet silk-policy { flags dormant; }; add chain inet silk-policy base"} {
+	for _, made := range []string{"add table inet silk-policy", "add table inet silk-policy; add chain inet silk-policy forward; add chain inet silk-policy input", "add table inet silk-policy { flags dormant; }; add chain inet silk-policy base"} {
 		nft(made) // neither keeps anything from anybody
 		if code, text := h.run("ADD", h.config("policy", "required"), c.env()).failure(t); code != 11 {
 			t.Errorf("%s: code %d %q", made, code, text)
@@ -187,7 +187,7 @@ func TestPolicyRequired(t *testing.T) {
 		nft("delete table inet silk-policy")
 	}
 	h.clean()
-	nft("add table inet silk-policy; add chain inet silk-policy base")
+	nft("add table inet silk-policy; " + judging)
 	for _, more := range required {
 		h.add(c, more...)
 		h.del(c)
@@ -208,7 +208,7 @@ func TestPolicyAgentIsTold(t *testing.T) {
 	h := newHost(t)
 	c := h.container("c1")
 	if err := h.ns.Do(func() error {
-		return exec.Command("nft", "add table inet silk-policy; add chain inet silk-policy base").Run()
+		return exec.Command("nft", "add table inet silk-policy; "+judging).Run()
 	}); err != nil {
 		t.Fatal(err)
 	}

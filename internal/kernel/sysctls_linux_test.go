@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"golang.org/x/sys/unix"
 )
 
@@ -202,6 +204,28 @@ func TestHasTable(t *testing.T) {
 		}
 		if there, err := kernel.HasTable(ns, "silk-policy"); err != nil || there != step.want {
 			t.Errorf("after %+v: %v %v", step, there, err)
+		}
+	}
+}
+
+// TestHasTableWithRules: a table that was flushed has its chains still, and judges nothing.
+func TestHasTableWithRules(t *testing.T) {
+	ns := newNS(t)
+	for _, step := range []struct {
+		command string
+		want    bool
+	}{
+		{"add table inet t; add chain inet t a { type filter hook forward priority 0; }; add rule inet t a drop", false},
+		{"add chain inet t b", false},
+		{"add rule inet t b jump a; add chain inet t c; add rule inet t c drop", true},
+		{"flush chain inet t b", false},
+		{"add rule inet t b drop; flush table inet t", false},
+	} {
+		if err := ns.Do(func() error { return exec.Command("nft", step.command).Run() }); err != nil {
+			testkit.Require(t, "nft", err)
+		}
+		if there, err := kernel.HasTable(ns, "t", "a", "b"); err != nil || there != step.want {
+			t.Errorf("after %q: %v %v", step.command, there, err)
 		}
 	}
 }

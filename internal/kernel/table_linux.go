@@ -9,8 +9,8 @@ import (
 )
 
 // HasTable reports whether ns, nil for the calling thread's namespace, has the nft table "inet name" and the table does something: it
-// has chains or other objects, and is not dormant.
-func HasTable(ns *NS, name string) (bool, error) {
+// has chains or other objects, is not dormant, and each of the given chains is in it and has rules.
+func HasTable(ns *NS, name string, chains ...string) (bool, error) {
 	c, err := DialNetfilter(ns)
 	if err != nil {
 		return false, err
@@ -19,9 +19,16 @@ func HasTable(ns *NS, name string) (bool, error) {
 	var b Batch
 	b.Add(NFTables(unix.NFT_MSG_GETTABLE), 0, NFGen(unix.NFPROTO_INET))
 	b.String(unix.NFTA_TABLE_NAME, name)
+	for _, chain := range chains {
+		b.Add(NFTables(unix.NFT_MSG_GETCHAIN), 0, NFGen(unix.NFPROTO_INET))
+		b.String(unix.NFTA_CHAIN_TABLE, name)
+		b.String(unix.NFTA_CHAIN_NAME, chain)
+	}
 	a, err := c.Query(&b)
-	if err == nil && a[0].Err != nil {
-		err = a[0].Err
+	for _, x := range a {
+		if err == nil && x.Err != nil { // a nil of its type is no nil error
+			err = x.Err
+		}
 	}
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
@@ -39,5 +46,18 @@ func HasTable(ns *NS, name string) (bool, error) {
 			dormant = binary.BigEndian.Uint32(v)&unix.NFT_TABLE_F_DORMANT != 0
 		}
 	}
+	for _, x := range a[1:] {
+		used = used && hasRules(x.Body)
+	}
 	return used && !dormant, nil
+}
+
+// hasRules reports whether the chain in an answer has rules.
+func hasRules(body []byte) bool {
+	for t, v := range Attrs(body[min(4, len(body)):]) {
+		if t == unix.NFTA_CHAIN_USE && len(v) == 4 {
+			return binary.BigEndian.Uint32(v) > 0
+		}
+	}
+	return false
 }
