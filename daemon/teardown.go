@@ -12,6 +12,7 @@ import (
 
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/firewall/nft"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/lease/leasehttp"
 	"code.cloudfoundry.org/silk/nat"
@@ -19,7 +20,7 @@ import (
 )
 
 // Teardown is silk-teardown: it gives the host's lease back and removes what Silk put on the host, each whether or not the
-// other worked. What failed is in the error, joined. With containers attached, or a daemon that would put everything
+// other worked. What failed is in the error, joined. With containers attached, or a daemon or policy agent that would put everything
 // back, it touches nothing and returns fault.Conflict unless force is set; the containers' own devices and records stay in any case.
 func Teardown(ctx context.Context, cfg Config, force bool, log *slog.Logger) error {
 	log.Info("starting")
@@ -48,6 +49,7 @@ func Teardown(ctx context.Context, cfg Config, force bool, log *slog.Logger) err
 	}
 	try("release subnet lease", release(ctx, cfg))
 	try("delete vtep", removeOverlay(ctx, cfg, fabric))
+	try("delete policy table", removePolicies(ctx, cfg, records, log))
 	try("remove state", State{dir: cfg.StateDir}.Remove())
 	if records != nil {
 		try("restore sysctls", records.Sysctls().Restore())
@@ -81,6 +83,13 @@ func mayTearDown(ctx context.Context, cfg Config, records *endpoint.Dir, force b
 	if c.Live > 0 && !force {
 		return unlock, fault.Conflictf("%d containers are attached to this host: remove them first, or cut them off with -force", c.Live)
 	}
+	held, err := nft.Held(nil)
+	if err != nil {
+		return unlock, err
+	}
+	if held && !force {
+		return unlock, fault.Conflictf("vxlan-policy-agent is running on this host and keeps its rules: stop it first")
+	}
 	f, err := os.OpenFile(filepath.Join(cfg.StateDir, lockFile), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return unlock, nil
@@ -108,6 +117,21 @@ func removeOverlay(ctx context.Context, cfg Config, fabric *overlay.Fabric) erro
 	err = errors.Join(err, nat.Remove(ctx, nil), fabric.Remove(ctx, cfg.VTEPName))
 	if err == nil && !was.Exists {
 		return fault.NotFoundf("find link %s: Link not found", cfg.VTEPName)
+	}
+	return err
+}
+
+// removePolicies removes the rules that vxlan-policy-agent leaves when it stops. While a container lives, or the agent, they stay: without them the containers
+// of this host would be open to each other.
+func removePolicies(ctx context.Context, cfg Config, records *endpoint.Dir, log *slog.Logger) error {
+	if c := (attachments{records, cfg.Datastore}).count(ctx); c.Live > 0 {
+		log.Warn("policy table stays: containers are attached", "table", nft.Name)
+		return nil
+	}
+	err := nft.Remove(nil)
+	if errors.Is(err, fault.Conflict) {
+		log.Warn("policy table stays: vxlan-policy-agent is running", "table", nft.Name)
+		return nil
 	}
 	return err
 }

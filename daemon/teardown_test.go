@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"code.cloudfoundry.org/silk/endpoint"
+	"code.cloudfoundry.org/silk/firewall"
+	"code.cloudfoundry.org/silk/firewall/nft"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"github.com/google/go-cmp/cmp"
 )
@@ -87,6 +89,10 @@ func TestTeardownLeavesTheHostAsItWas(t *testing.T) {
 	}
 	k := attach("one")
 	h.term()
+	policies, err := nft.Open(h.ns, nft.Options{}) // what vxlan-policy-agent makes
+	must(t, err)
+	_, err = policies.Set(t.Context(), firewall.Ruleset{Network: netip.MustParsePrefix("10.255.0.0/16"), VTEP: vtep})
+	must(t, err)
 	if code, out := h.teardown(); code != 1 || !strings.Contains(out, "1 containers are attached") {
 		t.Errorf("with a container attached: exit code %d:\n%s", code, out)
 	}
@@ -102,6 +108,15 @@ func TestTeardownLeavesTheHostAsItWas(t *testing.T) {
 		}
 		return nil
 	})
+	if st, err := policies.Stats(t.Context()); err != nil || st.Owned {
+		if code, out := h.teardown(); code != 1 || !strings.Contains(out, "vxlan-policy-agent is running") {
+			t.Errorf("with the agent running: exit code %d:\n%s", code, out)
+		}
+		if err := h.whole(n.OverlaySubnet, "10.0.16.77", peer.String()); err != nil {
+			t.Errorf("a refused teardown changed the host: %v", err)
+		}
+	}
+	must(t, policies.Close())
 	if code, out := h.teardown(); code != 0 || !strings.Contains(out, "complete") {
 		t.Errorf("exit code %d:\n%s", code, out)
 	}
@@ -171,12 +186,17 @@ func TestTeardownTriesEverything(t *testing.T) {
 		up()
 		w.controller("a.db")
 		remove := h.container("10.255.30.2")
+		h.command("nft", "add table inet silk-policy; add chain inet silk-policy forward; add rule inet silk-policy forward drop")
 		if code, out := h.teardown("-force"); code != 0 {
 			t.Errorf("exit code %d:\n%s", code, out)
 		}
 		if out := h.command("ip", "link"); !strings.Contains(out, "s-010255030002") {
 			t.Errorf("the container's device is gone:\n%s", out)
 		}
+		if out := h.rules(); !strings.Contains(out, "silk-policy") {
+			t.Errorf("containers that live are open to each other:\n%s", out)
+		}
+		h.command("nft", "delete table inet silk-policy")
 		gone(t)
 		remove()
 	})

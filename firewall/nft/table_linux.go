@@ -375,6 +375,32 @@ func (t *Table) Forget() {
 	t.known = nil
 }
 
+// Held reports whether a process has the table in ns, nil for the calling thread's namespace, for its own: an agent that runs. On kernels where
+// tables have no owners it is false.
+func Held(ns *kernel.NS) (bool, error) {
+	c, err := kernel.DialNetfilter(ns)
+	if err != nil {
+		return false, err
+	}
+	defer c.Close()
+	var b kernel.Batch
+	request(&b, unix.NFT_MSG_GETTABLE, 0, Name)
+	held := false
+	err = c.Get(&b, func(m kernel.Message) error {
+		for t, v := range nfAttrs(m.Body) {
+			held = held || t == unix.NFTA_TABLE_FLAGS && number(v)&tableOwner != 0
+		}
+		return nil
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look up nft table inet %s: %w", Name, err)
+	}
+	return held, nil
+}
+
 // Remove deletes the table in ns, nil for the calling thread's namespace. Conflict: another process owns it. One that is not there is no error.
 func Remove(ns *kernel.NS) error {
 	c, err := kernel.DialNetfilter(ns)
