@@ -253,12 +253,17 @@ func (f frame) allowing() chain {
 }
 
 func (f frame) host() []chain {
+	// meta mark & 0x0000ffff != 0x00000000 iifname "silk-vtep" goto from-overlay-to-host
+	fromPeers := newRule(tagIs(expr.CmpOpNeq, 0), iifname(f.vtep), goTo(chainPeer))
+	if f.unrestricted { // containers without a tag send too, and cannot be told from hosts, which have nothing to ask of each other here
+		// iifname "silk-vtep" goto from-overlay-to-host
+		fromPeers = newRule(iifname(f.vtep), goTo(chainPeer))
+	}
 	return []chain{
 		newChain(chainInput, input,
 			// iifname "s-*" goto to-host
 			newRule(iifname(containers), goTo(chainHost)),
-			// meta mark & 0x0000ffff != 0x00000000 iifname "silk-vtep" goto from-overlay-to-host
-			newRule(tagIs(expr.CmpOpNeq, 0), iifname(f.vtep), goTo(chainPeer)),
+			fromPeers,
 		),
 		newChain(chainHost, noHook,
 			// meta nfproto != ipv4 goto refuse-unknown-source

@@ -224,6 +224,26 @@ func TestHostServices(t *testing.T) {
 	}
 }
 
+// TestHostsAreClosedToOtherHostsContainers: also when containers are open to each other, and those without a group too.
+func TestHostsAreClosedToOtherHostsContainers(t *testing.T) {
+	f := newFleet(t, nft.Options{})
+	for _, open := range []bool{false, true} {
+		for i := range f.in {
+			f.in[i].Unrestricted = open
+		}
+		f.set(rule(1, 2, policy.TCP, 80, 80))
+		for _, from := range []int{1, 3} {
+			p := f.packet(from, 1, 0, policy.TCP, 22) // the other host's own address in the overlay
+			if from == 3 && !open {
+				f.isRefused(0, 0, nft.NoTag, p, false)
+			} else {
+				f.isRefused(0, 1, nft.HostService, p, false)
+			}
+		}
+	}
+	f.arrives(0, 1, f.packet(3, 1, 2, policy.TCP, 81), false)
+}
+
 // TestIngress: the router's tag reaches the ports that are open to it, and no others.
 func TestIngress(t *testing.T) {
 	f := newFleet(t, nft.Options{})
