@@ -396,9 +396,34 @@ func TestASpoofedSourceIsRefused(t *testing.T) {
 			return err
 		}))
 	}
+	// Two layers refuse it, and each does so alone: first the overlay's guard, then, once that is gone, the policy table.
+	guard := func() int { return counted(t, l, "host1", "chain", "overlay-prerouting", "fib saddr . iif") }
+	policies := func() int { return counted(t, l, "host1", "counter", "unknown-source", "packets") }
+	before := guard()
 	for range 20 {
 		send("c2", victim, "spoofed")
 	}
+	await(t, "the guard counts what it refuses", func() error {
+		if n := guard() - before; n < 20 {
+			return fmt.Errorf("%d packets", n)
+		}
+		return nil
+	})
+	defer hide(t, l, "silk-daemon")()
+	do(t, l.Kill(t.Context(), "host1/silk-daemon"))
+	_, err = l.Output(t.Context(), "host1", "sh", "-c", `nft flush chain inet silk overlay-prerouting
+		for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $f; done`)
+	do(t, err)
+	before = policies()
+	for range 20 {
+		send("c2", victim, "spoofed")
+	}
+	await(t, "the policy table counts what it refuses", func() error {
+		if n := policies() - before; n < 20 {
+			return fmt.Errorf("%d packets", n)
+		}
+		return nil
+	})
 	await(t, "what c1 itself sends arrives", func() error {
 		send("c1", victim, "true")
 		select {
@@ -411,6 +436,23 @@ func TestASpoofedSourceIsRefused(t *testing.T) {
 			return errors.New("nothing arrives")
 		}
 	})
+}
+
+// counted returns how many packets the line with a text of an nft object on a host has counted.
+func counted(t *testing.T, l *lab.Lab, host, object, name, line string) int {
+	t.Helper()
+	table := map[string]string{"chain": "silk", "counter": "silk-policy"}[object]
+	out, err := l.Output(t.Context(), host, "nft", "list", object, "inet", table, name)
+	do(t, err)
+	for s := range strings.Lines(string(out)) {
+		if _, rest, ok := strings.Cut(s, "packets "); ok && strings.Contains(s, line) {
+			n, err := strconv.Atoi(strings.Fields(rest)[0])
+			do(t, err)
+			return n
+		}
+	}
+	t.Fatalf("no line with %q in\n%s", line, out)
+	return 0
 }
 
 // TestAnAgentOfTheDeployedKindIsServed: it polls the internal API as such agents do.
