@@ -270,6 +270,42 @@ func TestIdentitiesOutliveTheAgent(t *testing.T) {
 	}
 }
 
+// TestWhoCannotBeListedStaysClosed: an identity that the kernel has and the list has not would be given to whoever comes next. What was enforced goes on,
+// and what is removed is removed.
+func TestWhoCannotBeListedStaysClosed(t *testing.T) {
+	w := newWorld(t)
+	r := w.start(w.policies())
+	web, api := w.attach("web"), w.attach("api")
+	api.listen(8080)
+	w.allow(r, tcpPolicy("web", "api", 8080))
+	list := filepath.Join(w.dir.Path(), ".identities")
+	if err := os.Rename(list, list+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(list, 0o700); err != nil { // no file can take its place
+		t.Fatal(err)
+	}
+	late := w.attach("web")
+	if status, text := r.force("/force-policy-poll-cycle?network=silk&interface=eth0&container=" + late.key.Container); status == 200 || !hasText(text, "write identities") {
+		t.Errorf("wait for who cannot be listed: %d %q", status, text)
+	}
+	if late.reaches(api, 8080) || !web.reaches(api, 8080) {
+		t.Errorf("not listed %t, listed %t", late.reaches(api, 8080), web.reaches(api, 8080))
+	}
+	w.forbid(r, tcpPolicy("web", "api", 8080))
+	if web.reaches(api, 8080) {
+		t.Error("a removed policy still lets through")
+	}
+	w.allow(r, tcpPolicy("web", "api", 8080))
+	if err := os.Remove(list); err != nil {
+		t.Fatal(err)
+	}
+	if status, text := r.force("/force-policy-poll-cycle"); status != 200 {
+		t.Fatalf("%d %s", status, text)
+	}
+	eventually(t, "its rules", patience, func() bool { return late.reaches(api, 8080) })
+}
+
 func TestForeignChangesAreRepairedAndCounted(t *testing.T) {
 	w := newWorld(t)
 	r := w.start(w.policies())

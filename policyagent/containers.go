@@ -39,6 +39,15 @@ func (c container) same(o container) bool {
 	})
 }
 
+// identities returns as whom the kernel is to know its addresses.
+func (c container) identities() []endpoint.Identity {
+	var out []endpoint.Identity
+	for _, e := range c.endpoints {
+		out = append(out, endpoint.Identity{Address: e.Address, Namespace: c.namespace, Group: string(e.Group)})
+	}
+	return out
+}
+
 // hosted is all that is attached to the host, and what of it cannot be made out.
 type hosted struct {
 	containers []container
@@ -56,6 +65,26 @@ func (h hosted) groups() []identity.Group {
 	}
 	slices.Sort(all)
 	return slices.Compact(all)
+}
+
+// listed returns the addresses of the containers whose identities are listed, when the list of all could not be written for some reason. A container
+// that had rules and was not in the list would hand them to the next one with its address, if this agent were away then. It stays closed.
+func (h *hosted) listed(list []endpoint.Identity, why error) []firewall.Endpoint {
+	known := map[endpoint.Identity]bool{}
+	for _, i := range list {
+		known[i] = true
+	}
+	var out []firewall.Endpoint
+	for _, c := range h.containers {
+		if !slices.ContainsFunc(c.identities(), func(i endpoint.Identity) bool { return !known[i] }) {
+			out = append(out, c.endpoints...)
+			continue
+		}
+		for _, e := range c.endpoints {
+			h.problems = append(h.problems, firewall.Problem{What: e.String(), Err: why})
+		}
+	}
+	return out
 }
 
 // endpoints returns the addresses of all containers.

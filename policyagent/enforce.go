@@ -90,7 +90,11 @@ func (a *agent) enforce(ctx context.Context) (cutError, err error) {
 	a.mu.Unlock()
 
 	c := &a.cache
-	a.compile(h.endpoints(), rules, version, router, absent > 0)
+	enforceable := h.endpoints()
+	if err := a.mark(h, true); err != nil {
+		enforceable = h.listed(c.marks, err)
+	}
+	a.compile(enforceable, rules, version, router, absent > 0)
 	if time.Since(c.looked) > lookAgain {
 		if c.set {
 			a.table.Forget()
@@ -98,12 +102,11 @@ func (a *agent) enforce(ctx context.Context) (cutError, err error) {
 		}
 		c.looked = time.Now()
 	}
-	a.mark(h, true)
 	changes, err := a.table.Set(ctx, c.rules)
 	if err != nil {
 		return nil, err
 	}
-	a.mark(h, false)
+	a.mark(h, false) // one too many closes nothing that is open
 	first := !c.set
 	c.note(first)
 	ended, cutError := a.cut(ctx)
@@ -136,12 +139,12 @@ func (a *agent) compile(eps []firewall.Endpoint, rules []policy.Rule, version ui
 }
 
 // mark lists as whom the kernel knows addresses: before a change both those of now and those to come, afterwards the latter.
-func (a *agent) mark(h hosted, before bool) {
+func (a *agent) mark(h hosted, before bool) error {
 	c := &a.cache
 	next := map[endpoint.Identity]bool{}
 	for _, x := range h.containers {
-		for _, e := range x.endpoints {
-			next[endpoint.Identity{Address: e.Address, Namespace: x.namespace, Group: string(e.Group)}] = true
+		for _, i := range x.identities() {
+			next[i] = true
 		}
 	}
 	if before {
@@ -150,14 +153,14 @@ func (a *agent) mark(h hosted, before bool) {
 		}
 	}
 	if len(next) == len(c.marks) && !slices.ContainsFunc(c.marks, func(m endpoint.Identity) bool { return !next[m] }) {
-		return
+		return nil
 	}
 	list := slices.Collect(maps.Keys(next))
 	if err := a.seen.records.SetIdentities(list); err != nil {
-		a.log.Error("identities could not be listed: a container that starts while this agent is away may be taken for another", "error", err)
-		return
+		return err
 	}
 	c.marks = list
+	return nil
 }
 
 // note remembers what was set, and the groups that may send less than before: their connections are to be judged. The first time all are.
