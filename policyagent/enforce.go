@@ -243,6 +243,9 @@ func (a *agent) noteEnforced(h hosted, rev revision.Revision, since time.Time, c
 	if !since.IsZero() && p.changedAt.Equal(since) {
 		p.latency.add(time.Since(since))
 		p.changedAt = time.Time{}
+		if a.version != p.version { // another came during the pass
+			p.changedAt = p.changedLast
+		}
 	}
 }
 

@@ -194,8 +194,9 @@ func (a *agent) adopt(u policy.Update, groups []identity.Group) error {
 		return nil
 	}
 	a.version++
+	a.now.changedLast = time.Now()
 	if a.now.changedAt.IsZero() {
-		a.now.changedAt = time.Now()
+		a.now.changedAt = a.now.changedLast
 	}
 	a.log.Debug("policies changed", "revision", u.Revision, "full", u.Full, "set", len(u.Set), "gone", len(u.Gone), "held", a.held.Absent())
 	a.enforcement.Kick()

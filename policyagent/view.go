@@ -27,7 +27,8 @@ type progress struct {
 	enforced     map[endpoint.Key]container // what the kernel has rules for
 	version      uint64                     // of what is held, that the kernel has
 	inForce      revision.Revision          // zero: not known
-	changedAt    time.Time                  // when what is not yet in the kernel was heard; zero: all is
+	changedAt    time.Time                  // when the first of what is not yet in the kernel was heard; zero: all is
+	changedLast  time.Time                  // and the last
 	latency      latency
 	desired      int // elements
 	policies     int
