@@ -62,21 +62,29 @@ func (s *state) flags(flags uint32, own bool) {
 	}
 }
 
-// dump asks for all objects of a kind in our table.
-func dump(c *kernel.Conn, what string, msg uint16, begin func(), each func(kernel.Message) error, names ...string) error {
+// dump asks for all objects of a kind in our table. The kernel marks a list as interrupted by a change to any table. If it lists ours alone, a change
+// to another one does it no harm, and the state notes that it stands only if ours was not touched meanwhile: programs that change nftables all the
+// time must not keep us from seeing.
+func (s *state) dump(c *kernel.Conn, what string, msg uint16, begin func(), each func(kernel.Message) error, names ...string) error {
 	var b kernel.Batch
 	request(&b, msg, 0, append([]string{Name}, names...)...)
-	err := c.Dump(&b, begin, func(m kernel.Message) error {
-		if len(m.Body) < 4 || m.Body[0] != unix.NFPROTO_INET {
-			return nil
-		}
-		for t, v := range nfAttrs(m.Body) { // the table is attribute 1 of all of them; older kernels list those of all tables
-			if t == 1 && kernel.Text(v) == Name {
-				return each(m)
+	others := false // older kernels list those of all tables
+	ours := func(m kernel.Message) error {
+		if len(m.Body) >= 4 && m.Body[0] == unix.NFPROTO_INET {
+			for t, v := range nfAttrs(m.Body) { // the table is attribute 1 of all of them
+				if t == 1 && kernel.Text(v) == Name {
+					return each(m)
+				}
 			}
 		}
+		others = true
 		return nil
-	})
+	}
+	interrupted, err := c.DumpOnce(&b, begin, ours)
+	if interrupted && (others || err != nil) {
+		interrupted, err = false, c.Dump(&b, begin, ours)
+	}
+	s.doubtful = s.doubtful || interrupted
 	if err != nil {
 		return fmt.Errorf("list nft %s of table inet %s: %w", what, Name, err)
 	}
@@ -84,7 +92,7 @@ func dump(c *kernel.Conn, what string, msg uint16, begin func(), each func(kerne
 }
 
 func (s *state) observeChains(c *kernel.Conn) error {
-	return dump(c, "chains", unix.NFT_MSG_GETCHAIN, func() { clear(s.chains) }, func(m kernel.Message) error {
+	return s.dump(c, "chains", unix.NFT_MSG_GETCHAIN, func() { clear(s.chains) }, func(m kernel.Message) error {
 		name, declared := parseChain(m.Body)
 		s.chains[name] = declared
 		return nil
@@ -132,7 +140,7 @@ func (s *state) observeRules(c *kernel.Conn) error {
 		declared[name] = d
 	}
 	rules := map[string]*strings.Builder{}
-	err := dump(c, "rules", unix.NFT_MSG_GETRULE, func() { clear(rules) }, func(m kernel.Message) error {
+	err := s.dump(c, "rules", unix.NFT_MSG_GETRULE, func() { clear(rules) }, func(m kernel.Message) error {
 		name := ""
 		for t, v := range nfAttrs(m.Body) {
 			switch t {
@@ -154,7 +162,7 @@ func (s *state) observeRules(c *kernel.Conn) error {
 }
 
 func (s *state) observeObjects(c *kernel.Conn) error {
-	return dump(c, "objects", unix.NFT_MSG_GETOBJ, func() { clear(s.counts) }, func(m kernel.Message) error {
+	return s.dump(c, "objects", unix.NFT_MSG_GETOBJ, func() { clear(s.counts) }, func(m kernel.Message) error {
 		name, typ := "", uint32(0)
 		for t, v := range nfAttrs(m.Body) {
 			switch t {
@@ -174,7 +182,7 @@ func (s *state) observeObjects(c *kernel.Conn) error {
 
 func (s *state) observeSets(c *kernel.Conn) error {
 	var odd []string
-	err := dump(c, "sets", unix.NFT_MSG_GETSET, func() { clear(s.sets); odd = nil }, func(m kernel.Message) error {
+	err := s.dump(c, "sets", unix.NFT_MSG_GETSET, func() { clear(s.sets); odd = nil }, func(m kernel.Message) error {
 		name, ok := parseSet(m.Body)
 		if !ok {
 			odd = append(odd, name)
@@ -188,7 +196,7 @@ func (s *state) observeSets(c *kernel.Conn) error {
 	}
 	for _, x := range s.sets {
 		ok := true
-		err := dump(c, "elements", unix.NFT_MSG_GETSETELEM, func() { *x = set{name: x.name}; ok = true }, func(m kernel.Message) error {
+		err := s.dump(c, "elements", unix.NFT_MSG_GETSETELEM, func() { *x = set{name: x.name}; ok = true }, func(m kernel.Message) error {
 			if x.name == setEnded { // its elements are of no ruleset
 				s.ended = s.ended || hasElements(m.Body)
 				return nil

@@ -39,8 +39,9 @@ type Table struct {
 	ends  bool              // Cut is about to need the rule for what it ended
 }
 
-// attempts bounds how often Set starts over because somebody else changed nftables in between.
-const attempts = 8
+// attempts bounds how often Set starts over because somebody else changed nftables in between. The first few are tied to nftables' generation, which others may
+// change all the time in tables of their own; the rest are not, and it is looked afterwards whether somebody was at this one meanwhile.
+const attempts, tied = 8, 3
 
 // Open adopts the table in ns, nil for the calling thread's namespace, or makes it with nothing allowed: then nothing new
 // passes to or from a container until the first Set. Conflict: another process owns it. ns must stay open until Close.
@@ -123,7 +124,7 @@ func (t *Table) base() error {
 			return fmt.Errorf("make nft table inet %s: %w", Name, err)
 		}
 	}
-	s, err := observe(t.nf, t.owned)
+	s, err := t.observe()
 	if err != nil {
 		return err
 	}
@@ -177,12 +178,12 @@ func (t *Table) converge(ctx context.Context, rs *firewall.Ruleset) (Changes, er
 	if err != nil {
 		return Changes{}, err
 	}
-	for range attempts {
+	for i := range attempts {
 		if err := ctx.Err(); err != nil {
 			return Changes{}, err
 		}
 		var c Changes
-		if c, err = t.set(f, rs); err == nil {
+		if c, err = t.set(f, rs, i < tied); err == nil {
 			return c, nil
 		}
 		t.known = nil
@@ -193,10 +194,13 @@ func (t *Table) converge(ctx context.Context, rs *firewall.Ruleset) (Changes, er
 	return Changes{}, fault.Unavailablef("write nft table inet %s: nftables changed each of %d times: %w", Name, attempts, err)
 }
 
-func (t *Table) set(f frame, rs *firewall.Ruleset) (Changes, error) {
+func (t *Table) set(f frame, rs *firewall.Ruleset, tied bool) (Changes, error) {
 	s, generation, err := t.look()
 	if err != nil {
 		return Changes{}, err
+	}
+	if !tied {
+		generation = 0
 	}
 	f.ended = s.ended || t.ends
 	w := t.build.wish(f, rs, s.sets)
@@ -216,6 +220,9 @@ func (t *Table) set(f frame, rs *firewall.Ruleset) (Changes, error) {
 		c.Sent += len(changes)
 		generation = next(generation)
 	}
+	if !tied && !t.owned && !t.untouched() {
+		return c, kernel.ErrGeneration
+	}
 	t.known, t.last, t.ends = stateOf(w, t.owned), w, false
 	return c, nil
 }
@@ -233,8 +240,20 @@ func (t *Table) look() (s *state, generation uint32, err error) {
 	if untouched := t.untouched(); untouched && t.known != nil {
 		return t.known, generation, nil
 	}
-	s, err = observe(t.nf, t.owned)
+	s, err = t.observe()
 	return s, generation, err
+}
+
+// observe reads the whole table, again if somebody touched it while that went on among changes to others.
+func (t *Table) observe() (*state, error) {
+	for range attempts {
+		t.untouched() // what was heard so far is in it
+		s, err := observe(t.nf, t.owned)
+		if err != nil || !s.doubtful || s.owned || t.untouched() {
+			return s, err
+		}
+	}
+	return nil, fmt.Errorf("list nft table inet %s: %w", Name, kernel.ErrDumpInterrupted)
 }
 
 // untouched reads what the kernel has told and reports whether nobody else has changed the table.
@@ -355,7 +374,7 @@ func (t *Table) Plan(ctx context.Context, rs firewall.Ruleset) ([]string, error)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s, err := observe(t.nf, t.owned)
+	s, err := t.observe()
 	if err != nil {
 		return nil, err
 	}

@@ -297,42 +297,45 @@ var ErrDumpInterrupted = errors.New("dump interrupted by changes every time: the
 // every object; an attempt that the kernel marks as interrupted is repeated. Any error means that the
 // objects seen are not the whole list.
 func (c *Conn) Dump(b *Batch, begin func(), each func(Message) error) error {
+	for range tries {
+		interrupted, err := c.DumpOnce(b, begin, each)
+		if !interrupted {
+			return err
+		}
+	}
+	return ErrDumpInterrupted
+}
+
+// DumpOnce is one attempt of Dump that reads to the end also when the kernel marks it as interrupted. It is for callers who can tell
+// by other means whether what they ask for has changed meanwhile: the kernel marks a dump for any change to any object of a kind.
+func (c *Conn) DumpOnce(b *Batch, begin func(), each func(Message) error) (interrupted bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	b.finish()
 	ne.PutUint16(b.buf[6:], ne.Uint16(b.buf[6:])|unix.NLM_F_DUMP)
-	for range tries {
-		c.seq++
-		ne.PutUint32(b.buf[8:], c.seq)
-		if err := unix.Sendto(c.fd, b.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-			return fmt.Errorf("send to netlink: %w", err)
-		}
-		begin()
-		interrupted := false
-		var failed error
-		err := c.receive(c.seq, c.seq, func(typ, flags uint16, _ uint32, body []byte) error {
-			interrupted = interrupted || flags&unix.NLM_F_DUMP_INTR != 0
-			switch {
-			case typ == unix.NLMSG_ERROR || typ == unix.NLMSG_DONE:
-				if e := requestError(body, 0); e != nil {
-					failed = e
-				}
-			case failed == nil && !interrupted:
-				failed = each(Message{Type: typ, Body: body})
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		if failed != nil {
-			return failed
-		}
-		if !interrupted {
-			return nil
-		}
+	c.seq++
+	ne.PutUint32(b.buf[8:], c.seq)
+	if err := unix.Sendto(c.fd, b.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return false, fmt.Errorf("send to netlink: %w", err)
 	}
-	return ErrDumpInterrupted
+	begin()
+	var failed error
+	err = c.receive(c.seq, c.seq, func(typ, flags uint16, _ uint32, body []byte) error {
+		interrupted = interrupted || flags&unix.NLM_F_DUMP_INTR != 0
+		switch {
+		case typ == unix.NLMSG_ERROR || typ == unix.NLMSG_DONE:
+			if e := requestError(body, 0); e != nil {
+				failed = e
+			}
+		case failed == nil:
+			failed = each(Message{Type: typ, Body: body})
+		}
+		return nil
+	})
+	if err != nil {
+		return false, err
+	}
+	return interrupted, failed
 }
 
 // receive reads answers up to the acknowledgement of, or the end of the dump for, request last. Answers to requests
