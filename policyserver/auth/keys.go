@@ -126,7 +126,7 @@ func (s *keySet) named(kid string) []jose.JSONWebKey {
 }
 
 // parseKeys reads a key set. Keys that are of no use for verifying with a public key (others' kinds, secrets, encryption) are left out; a set
-// that is no set is an error.
+// that is no set, or has nothing in it, is an error: nobody who signs tokens says that.
 func parseKeys(b []byte) ([]jose.JSONWebKey, error) {
 	var in struct {
 		Keys []json.RawMessage `json:"keys"`
@@ -134,7 +134,7 @@ func parseKeys(b []byte) ([]jose.JSONWebKey, error) {
 	if err := json.Unmarshal(b, &in); err != nil {
 		return nil, fmt.Errorf("key set is not what was expected: %w", err)
 	}
-	if in.Keys == nil || len(in.Keys) > maxKeys {
+	if len(in.Keys) == 0 || len(in.Keys) > maxKeys {
 		return nil, fmt.Errorf("key set is not what was expected: it has %d keys", len(in.Keys))
 	}
 	keys := []jose.JSONWebKey{}

@@ -53,6 +53,7 @@ func TestAnOutageIsNoDenial(t *testing.T) {
 		"404":     func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(404); return true },
 		"garbage": func(w http.ResponseWriter, _ *http.Request) bool { w.Write([]byte("<html>")); return true },
 		"empty":   func(w http.ResponseWriter, _ *http.Request) bool { w.Write([]byte("{}")); return true },
+		"no keys": func(w http.ResponseWriter, _ *http.Request) bool { w.Write([]byte(`{"keys":[]}`)); return true },
 		"redirect": func(w http.ResponseWriter, r *http.Request) bool {
 			http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusFound)
 			return true
