@@ -13,7 +13,7 @@ import (
 type Certificates struct{ CA, Cert, Key string }
 
 // Server returns the configuration of a listener that asks every client for a certificate of the CA: TLS 1.2 or 1.3,
-// HTTP/1.1 only. The pair is read again when its files change, at most once a minute.
+// HTTP/1.1 only. The pair is read again once a minute.
 func (c Certificates) Server() (*tls.Config, error) {
 	pool, err := c.pool()
 	if err != nil {
@@ -84,7 +84,6 @@ type pair struct {
 	mu      sync.Mutex
 	loaded  *tls.Certificate
 	checked time.Time
-	stamp   time.Time
 }
 
 // get returns the pair. A pair that has become unreadable keeps its last good value.
@@ -95,10 +94,6 @@ func (p *pair) get() (*tls.Certificate, error) {
 		return p.loaded, nil
 	}
 	p.checked = time.Now()
-	st, err := os.Stat(p.cert)
-	if err == nil && p.loaded != nil && st.ModTime().Equal(p.stamp) {
-		return p.loaded, nil
-	}
 	c, err := tls.LoadX509KeyPair(p.cert, p.key)
 	if err != nil {
 		if p.loaded != nil {
@@ -107,8 +102,5 @@ func (p *pair) get() (*tls.Certificate, error) {
 		return nil, fmt.Errorf("load certificate and key: %w", err)
 	}
 	p.loaded = &c
-	if st != nil {
-		p.stamp = st.ModTime()
-	}
 	return p.loaded, nil
 }
