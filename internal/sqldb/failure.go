@@ -103,6 +103,15 @@ func IsLost(err error) bool {
 		err != nil && strings.Contains(err.Error(), "conn closed")
 }
 
+// isReadOnly reports whether the server takes no writes, as one does that follows another.
+func isReadOnly(err error) bool {
+	if isCode(err, "25006") {
+		return true
+	}
+	e, ok := errors.AsType[*mysql.MySQLError](err)
+	return ok && (e.Number == 1290 || e.Number == 1836)
+}
+
 // IsDuplicate reports whether a row was refused because another one has the same unique value.
 func IsDuplicate(err error) bool {
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {

@@ -32,6 +32,7 @@ type DB struct {
 
 	mu   sync.Mutex
 	file os.FileInfo // of an SQLite database, as it was when connections to it were opened
+	left time.Time   // when connections to a server that takes no writes were last given up
 }
 
 type counters struct{ queries, errors, retries, slowest atomic.Int64 }
@@ -227,7 +228,21 @@ func (d *DB) failed(err error) error {
 	if err != nil {
 		d.counts.errors.Add(1)
 	}
+	if isReadOnly(err) {
+		d.leave()
+	}
 	return Failure(err)
+}
+
+// leave gives up all connections because their server takes no writes: the address may lead to another one by now. It does so once a second at most.
+func (d *DB) leave() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if time.Since(d.left) < time.Second {
+		return
+	}
+	d.left = time.Now()
+	_ = d.reopen() // an address that cannot be used was refused by Open
 }
 
 func (d *DB) time(start time.Time) {

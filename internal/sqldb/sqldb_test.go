@@ -230,6 +230,33 @@ func TestWhoIsGoneInATransactionHoldsUpNobodyForLong(t *testing.T) {
 	}
 }
 
+// TestAServerThatTakesNoWritesIsLeft: behind one address another server may be in its place by now, but connections to it would stay for an hour, or for ever.
+func TestAServerThatTakesNoWritesIsLeft(t *testing.T) {
+	cfg := testkit.Database(t, sqldb.Postgres)
+	db, admin := pair(t, cfg), open(t, cfg)
+	exec(t, admin, "SET default_transaction_read_only = off") // of the one session that it has
+	readOnly := func(word string) {
+		t.Helper()
+		exec(t, admin, "ALTER DATABASE "+cfg.Name+" SET default_transaction_read_only = "+word)
+	}
+	write := func() error {
+		return db.Tx(t.Context(), func(tx *sqldb.Tx) error {
+			_, err := tx.Exec(t.Context(), "UPDATE pair SET n = n + 1")
+			return err
+		})
+	}
+	readOnly("on")
+	var ended int64
+	if err := admin.QueryRow(t.Context(), "SELECT COUNT(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()").Scan(&ended); err != nil || ended == 0 {
+		t.Fatalf("%d connections ended, %v", ended, err)
+	}
+	if err := write(); !errors.Is(err, fault.Unavailable) {
+		t.Errorf("while nobody takes writes: %v, want an Unavailable fault", err)
+	}
+	readOnly("off") // for new connections
+	testkit.Until(t, 10*time.Second, "writes are taken again", func() bool { return write() == nil })
+}
+
 func TestAtomicIsAllOrNothing(t *testing.T) {
 	eachEngine(t, func(t *testing.T, cfg sqldb.Config) {
 		db := pair(t, cfg)
