@@ -40,37 +40,52 @@ func (t *Table) Cut(ctx context.Context, tags ...identity.Tag) (int, error) {
 	}
 	defer table.Close()
 	kernel.Settle()
+	total := 0
+	for range cutRounds {
+		doomed, err := t.doomed(ctx, table, tags)
+		if err == nil && len(doomed) > 0 {
+			err = t.refuseAnswers(ctx, doomed)
+		}
+		if err == nil {
+			err = table.Forget(doomed)
+		}
+		if err != nil {
+			return total, err
+		}
+		if total += len(doomed); len(doomed) < cutAtOnce {
+			return total, nil
+		}
+	}
+	return total, fault.Unavailablef("end connections: after %d there are more", total)
+}
+
+// Connections are ended some at a time, so that it costs little memory and the first do not wait for the last.
+const cutAtOnce, cutRounds = 16384, 256
+
+// doomed returns connections that are to be ended, cutAtOnce at most.
+func (t *Table) doomed(ctx context.Context, table *kernel.Conntrack, tags []identity.Tag) ([]kernel.Flow, error) {
 	shift := bits.TrailingZeros32(t.connMask)
-	var doomed []kernel.Flow
-	judge := func(f kernel.Flow) {
+	judge := func(f kernel.Flow) bool {
 		tag := identity.Tag(f.Mark & t.connMask >> shift)
 		wanted := len(tags) == 0 || slices.Contains(tags, tag)
-		if tag != 0 && wanted && t.isDestination(f.Server.Addr()) &&
-			!t.rules.Allows(tag, f.Server.Addr(), policy.Protocol(f.Protocol), f.Server.Port()) {
-			doomed = append(doomed, f)
-		}
+		return tag != 0 && wanted && t.isDestination(f.Server.Addr()) &&
+			!t.rules.Allows(tag, f.Server.Addr(), policy.Protocol(f.Protocol), f.Server.Port())
 	}
 	if len(tags) == 0 || len(tags) > fewTags {
-		if err := table.Flows(0, 0, judge); err != nil {
-			return 0, err
+		return table.Flows(0, 0, judge, cutAtOnce)
+	}
+	var doomed []kernel.Flow
+	for _, tag := range tags {
+		if err := ctx.Err(); err != nil {
+			return nil, err
 		}
-	} else {
-		for _, tag := range tags {
-			if err := ctx.Err(); err != nil {
-				return 0, err
-			}
-			if err := table.Flows(uint32(tag)<<shift, t.connMask, judge); err != nil {
-				return 0, err
-			}
+		some, err := table.Flows(uint32(tag)<<shift, t.connMask, judge, cutAtOnce-len(doomed))
+		if err != nil {
+			return nil, err
 		}
+		doomed = append(doomed, some...)
 	}
-	if len(doomed) == 0 {
-		return 0, nil
-	}
-	if err := t.refuseAnswers(ctx, doomed); err != nil {
-		return 0, err
-	}
-	return len(doomed), table.Forget(doomed)
+	return doomed, nil
 }
 
 func (t *Table) isDestination(a netip.Addr) bool {

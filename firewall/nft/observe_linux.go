@@ -25,7 +25,7 @@ func number(v []byte) uint32 {
 }
 
 // observe reads the whole table. What is not of the kinds that Set makes leaves the state odd.
-func observe(c *kernel.Conn, own bool) (*state, error) {
+func observe(ns *kernel.NS, c *kernel.Conn, own bool) (*state, error) {
 	s := &state{chains: map[string]string{}, counts: map[string]bool{}, sets: map[string]*set{}}
 	var b kernel.Batch
 	request(&b, unix.NFT_MSG_GETTABLE, 0, Name)
@@ -49,7 +49,27 @@ func observe(c *kernel.Conn, own bool) (*state, error) {
 			return nil, err
 		}
 	}
-	return s, nil
+	if s.sets[setEnded] != nil {
+		s.ended, err = anyEnded(ns)
+	}
+	return s, err
+}
+
+// anyEnded reports whether the set of what Cut ended has elements. There may be hundreds of thousands, and the kernel lists a set at a cost that
+// grows with the square of its elements.
+func anyEnded(ns *kernel.NS) (bool, error) {
+	c, err := kernel.DialNetfilter(ns)
+	if err != nil {
+		return false, err
+	}
+	defer c.Close()
+	var b kernel.Batch
+	request(&b, unix.NFT_MSG_GETSETELEM, 0, Name, setEnded)
+	any, err := c.Any(&b, func(m kernel.Message) bool { return hasElements(m.Body) })
+	if err != nil {
+		return false, fmt.Errorf("list nft elements of table inet %s: %w", Name, err)
+	}
+	return any, nil
 }
 
 func (s *state) flags(flags uint32, own bool) {
@@ -195,12 +215,11 @@ func (s *state) observeSets(c *kernel.Conn) error {
 		return err
 	}
 	for _, x := range s.sets {
+		if x.name == setEnded { // its elements are of no ruleset
+			continue
+		}
 		ok := true
 		err := s.dump(c, "elements", unix.NFT_MSG_GETSETELEM, func() { *x = set{name: x.name}; ok = true }, func(m kernel.Message) error {
-			if x.name == setEnded { // its elements are of no ruleset
-				s.ended = s.ended || hasElements(m.Body)
-				return nil
-			}
 			ok = parseElements(m.Body, x) && ok
 			return nil
 		}, x.name)

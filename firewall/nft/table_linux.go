@@ -248,7 +248,7 @@ func (t *Table) look() (s *state, generation uint32, err error) {
 func (t *Table) observe() (*state, error) {
 	for range attempts {
 		t.untouched() // what was heard so far is in it
-		s, err := observe(t.nf, t.owned)
+		s, err := observe(t.ns, t.nf, t.owned)
 		if err != nil || !s.doubtful || s.owned || t.untouched() {
 			return s, err
 		}

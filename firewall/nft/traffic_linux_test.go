@@ -362,6 +362,37 @@ func TestCut(t *testing.T) {
 	}
 }
 
+// TestCutOfMany: also more connections than are ended at a time, and what is remembered of them costs the next look little.
+func TestCutOfMany(t *testing.T) {
+	f := newFleet(t, nft.Options{})
+	f.set(rule(1, 2, policy.UDP, 1, 65535))
+	h := f.w.Hosts[0]
+	const many = 40_000
+	for port := range many {
+		p := firewalltest.Packet{Device: h.Device(1), Source: h.Address(1), Destination: h.Address(2), Protocol: policy.UDP, SourcePort: 9, Port: uint16(port + 1)}
+		if err := h.Send(p, false); err != nil {
+			t.Fatal(err)
+		}
+		if port%1000 == 0 {
+			h.HearIP(func(string, []byte) {})
+		}
+	}
+	f.arrives(0, 0, f.packet(1, 0, 2, policy.UDP, 80), false) // and what came before it
+	f.set()
+	if n, err := f.tables[0].Cut(t.Context(), 1); n != many+1 || err != nil {
+		t.Errorf("cut %d connections of %d, %v", n, many+1, err)
+	}
+	if n, err := f.tables[0].Cut(t.Context()); n != 0 || err != nil {
+		t.Errorf("a second time %d, %v", n, err)
+	}
+	f.tables[0].Forget()
+	f.set()
+	if lines, err := f.tables[0].Plan(t.Context(), compile(t, f.in[0])); len(lines) > 0 || err != nil {
+		t.Errorf("after a look at everything there is to do: %v, %v", lines, err)
+	}
+	f.isRefused(0, 0, nft.NoTag, f.packet(1, 0, 2, policy.UDP, 80), false)
+}
+
 // TestOthersKeepTheirBits: marks of packets and connections that others use are left as they are.
 func TestOthersKeepTheirBits(t *testing.T) {
 	for _, x := range []struct{ mask, theirs, want uint32 }{{0, 0, 0x0001}, {0, 0x00500000, 0x00500001}, {0xffff0000, 0x0005, 0x00010005}} {

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -27,12 +28,12 @@ type Flow struct {
 	original, id, zone []byte // what names it
 }
 
-// Flows calls each for every IPv4 connection whose mark has the given value under mask, and for all that have any when mask is 0. The kernel
-// walks its table, some 10 ms for 100,000 connections, and hands out those that match, some 2 us each. A dump does not miss what
-// was there before and after it; what comes meanwhile it may.
-func (t *Conntrack) Flows(mark, mask uint32, each func(Flow)) error {
+// Flows returns the IPv4 connections that want asks for, limit at most, among those whose mark has the given value under mask, and among all that have
+// a mark when mask is 0. The kernel walks its table, some 10 ms for 100,000 connections, and hands out those that match, some 2 us each. A
+// dump does not miss what was there before and after it; what comes meanwhile it may.
+func (t *Conntrack) Flows(mark, mask uint32, want func(Flow) bool, limit int) ([]Flow, error) {
 	if t == nil {
-		return nil
+		return nil, nil
 	}
 	var flows []Flow
 	var b Batch
@@ -42,21 +43,19 @@ func (t *Conntrack) Flows(mark, mask uint32, each func(Flow)) error {
 		b.Attr(ctaMarkMask, binary.BigEndian.AppendUint32(nil, mask))
 	}
 	err := t.c.Dump(&b, func() { flows = flows[:0] }, func(m Message) error {
-		if f, ok := parseFlow(m.Body); ok && f.Mark&mask == mark&mask && (mask != 0 || f.Mark != 0) {
+		if f, ok := parseFlow(m.Body); ok && len(flows) < limit && f.Mark&mask == mark&mask && (mask != 0 || f.Mark != 0) && want(f) {
+			f.original, f.id, f.zone = bytes.Clone(f.original), bytes.Clone(f.id), bytes.Clone(f.zone)
 			flows = append(flows, f)
 		}
 		return nil
 	})
 	if errors.Is(err, unix.EINVAL) {
-		return nil // no nf_conntrack_netlink: nothing is marked by connection either
+		return nil, nil // no nf_conntrack_netlink: nothing is marked by connection either
 	}
 	if err != nil {
-		return fmt.Errorf("list connections: %w", err)
+		return nil, fmt.Errorf("list connections: %w", err)
 	}
-	for _, f := range flows {
-		each(f)
-	}
-	return nil
+	return flows, nil
 }
 
 // Forget makes the kernel forget connections. Those that are gone already, or are others under the same name, are left alone.
@@ -86,7 +85,7 @@ func (t *Conntrack) Forget(flows []Flow) error {
 	return nil
 }
 
-// parseFlow reads a dumped connection. It is not ok for one that is not of IPv4 or has no id.
+// parseFlow reads a dumped connection, which lies in body. It is not ok for one that is not of IPv4 or has no id.
 func parseFlow(body []byte) (f Flow, ok bool) {
 	if len(body) < len(ctHeader) || body[0] != unix.AF_INET {
 		return Flow{}, false
@@ -97,7 +96,7 @@ func parseFlow(body []byte) (f Flow, ok bool) {
 			var proto uint8
 			f.From, _, proto = parseTuple(v)
 			f.Protocol = proto
-			f.original = append([]byte(nil), v...)
+			f.original = v
 		case ctaTupleReply:
 			f.Server, _, _ = parseTuple(v)
 		case ctaMark:
@@ -105,9 +104,9 @@ func parseFlow(body []byte) (f Flow, ok bool) {
 				f.Mark = binary.BigEndian.Uint32(v)
 			}
 		case ctaID:
-			f.id = append([]byte(nil), v...)
+			f.id = v
 		case ctaZone:
-			f.zone = append([]byte(nil), v...)
+			f.zone = v
 		}
 	}
 	return f, f.original != nil && f.id != nil && f.From.IsValid() && f.Server.IsValid()

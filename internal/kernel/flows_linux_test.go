@@ -36,12 +36,17 @@ func TestFlows(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer table.Close()
-	list := func(mark, mask uint32) (flows []kernel.Flow) {
+	any := func(kernel.Flow) bool { return true }
+	list := func(mark, mask uint32) []kernel.Flow {
 		t.Helper()
-		if err := table.Flows(mark, mask, func(f kernel.Flow) { flows = append(flows, f) }); err != nil {
+		flows, err := table.Flows(mark, mask, any, 1000)
+		if err != nil {
 			t.Fatal(err)
 		}
 		return flows
+	}
+	if one, err := table.Flows(0, 0, any, 1); len(one) != 1 || err != nil {
+		t.Errorf("at most one: %+v, %v", one, err)
 	}
 	if all := list(0, 0); len(all) != 3 {
 		t.Errorf("%d connections have marks: %+v", len(all), all)
@@ -69,7 +74,7 @@ func TestFlows(t *testing.T) {
 		t.Errorf("left:\n%s", got)
 	}
 	var none *kernel.Conntrack
-	if err := errors.Join(none.Flows(0, 0, nil), none.Forget(seven)); err != nil {
+	if _, err := none.Flows(0, 0, any, 1); errors.Join(err, none.Forget(seven)) != nil {
 		t.Errorf("an empty table: %v", err)
 	}
 }

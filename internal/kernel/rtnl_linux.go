@@ -311,12 +311,8 @@ func (c *Conn) Dump(b *Batch, begin func(), each func(Message) error) error {
 func (c *Conn) DumpOnce(b *Batch, begin func(), each func(Message) error) (interrupted bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	b.finish()
-	ne.PutUint16(b.buf[6:], ne.Uint16(b.buf[6:])|unix.NLM_F_DUMP)
-	c.seq++
-	ne.PutUint32(b.buf[8:], c.seq)
-	if err := unix.Sendto(c.fd, b.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return false, fmt.Errorf("send to netlink: %w", err)
+	if err := c.list(b); err != nil {
+		return false, err
 	}
 	begin()
 	var failed error
@@ -336,6 +332,44 @@ func (c *Conn) DumpOnce(b *Batch, begin func(), each func(Message) error) (inter
 		return false, err
 	}
 	return interrupted, failed
+}
+
+// Any reports whether the list that the one request in b asks for has an object that is says so of, and reads no further than to the first. The
+// connection is of no use for anything else afterwards: close it.
+func (c *Conn) Any(b *Batch, is func(Message) bool) (bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.list(b); err != nil {
+		return false, err
+	}
+	found := errors.New("found")
+	var failed error
+	err := c.receive(c.seq, c.seq, func(typ, _ uint16, _ uint32, body []byte) error {
+		if typ == unix.NLMSG_ERROR || typ == unix.NLMSG_DONE {
+			if e := requestError(body, 0); e != nil {
+				failed = e
+			}
+		} else if is(Message{Type: typ, Body: body}) {
+			return found
+		}
+		return nil
+	})
+	if errors.Is(err, found) {
+		return true, nil
+	}
+	return false, errors.Join(err, failed)
+}
+
+// list sends the one request in b as one for a list.
+func (c *Conn) list(b *Batch) error {
+	b.finish()
+	ne.PutUint16(b.buf[6:], ne.Uint16(b.buf[6:])|unix.NLM_F_DUMP)
+	c.seq++
+	ne.PutUint32(b.buf[8:], c.seq)
+	if err := unix.Sendto(c.fd, b.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("send to netlink: %w", err)
+	}
+	return nil
 }
 
 // receive reads answers up to the acknowledgement of, or the end of the dump for, request last. Answers to requests
