@@ -2,6 +2,7 @@ package nft
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"code.cloudfoundry.org/silk/firewall"
@@ -106,4 +107,23 @@ func equal(a, b []int) bool {
 		}
 	}
 	return len(a) == len(b)
+}
+
+// TestWhatIsListedTwiceIsThereOnce: the kernel may do so while a hash table grows.
+func TestWhatIsListedTwiceIsThereOnce(t *testing.T) {
+	rs := firewall.Ruleset{
+		Sources:      []firewall.Source{{Address: netip.MustParseAddr("10.255.30.2"), Device: "s-010255030002", Tag: 7}},
+		Destinations: []firewall.Destination{{Address: netip.MustParseAddr("10.255.30.2"), Group: 7}},
+		Groups:       []firewall.Group{{Tag: 7, Allowed: []firewall.Allow{{Source: 1, Protocol: policy.TCP, Ports: policy.Ports{First: 1, Last: 1}}}}},
+	}
+	w := (&builder{}).wish(frame{network: netip.MustParsePrefix("10.255.0.0/16"), vtep: "silk-vtep", connMask: tagMask}, &rs, nil)
+	s := stateOf(w, true)
+	for name, x := range s.sets {
+		twice := set{name: name, allow: append(slices.Clone(x.allow), x.allow...), elems: append(slices.Clone(x.elems), x.elems...)}
+		twice.arrange()
+		s.sets[name] = &twice
+	}
+	for _, c := range plan(w, s, true) {
+		t.Errorf("there is to do: %v", c)
+	}
 }

@@ -229,13 +229,20 @@ func (s *state) observeSets(c *kernel.Conn) error {
 		if !ok {
 			odd = append(odd, x.name)
 		}
-		slices.SortFunc(x.allow, firewall.CompareAllow)
-		slices.SortFunc(x.elems, cmpElem)
+		x.arrange()
 	}
 	if len(odd) > 0 {
 		s.odd = fmt.Sprintf("its set %.40q is another's", odd[0])
 	}
 	return nil
+}
+
+// arrange sorts a set as listed. The kernel may list an element twice while it makes a hash table larger, and the second would be deleted as one too
+// many: with the first.
+func (s *set) arrange() {
+	slices.SortFunc(s.allow, firewall.CompareAllow)
+	slices.SortFunc(s.elems, cmpElem)
+	s.allow, s.elems = slices.Compact(s.allow), slices.Compact(s.elems)
 }
 
 // parseSet reads a set's name. It is ok if the set is declared as kindOf says.
