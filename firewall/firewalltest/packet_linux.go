@@ -103,6 +103,11 @@ func datagram(p Packet, flags byte) []byte {
 	return IPv4(p.Source, p.Destination, byte(p.Protocol), l4)
 }
 
+// Checksum puts the right checksum into the header of an IPv4 packet, where it is zero.
+func Checksum(packet []byte) {
+	binary.BigEndian.PutUint16(packet[10:], checksum(packet[:int(packet[0]&15)*4]))
+}
+
 // checksum is that of RFC 1071 over an even number of bytes.
 func checksum(b []byte) uint16 {
 	sum := uint32(0)

@@ -16,16 +16,21 @@ import (
 // hears reports whether a packet arrives at a container of a host before another one does that was sent after it and is let through.
 func (f *fleet) hears(host, container int, packet []byte) bool {
 	f.t.Helper()
+	return f.hearsOf(host, container, func(b []byte) bool { // the time to live and the checksum change underway
+		return len(b) == len(packet) && b[9] == packet[9] && slices.Equal(b[12:], packet[12:])
+	})
+}
+
+// hearsOf reports whether a packet that is says so of arrives before the probe.
+func (f *fleet) hearsOf(host, container int, is func([]byte) bool) bool {
+	f.t.Helper()
 	heard, done := false, false
 	h := f.w.Hosts[host]
 	testkit.Within(f.t, 2*time.Second, func() string {
 		h.HearIP(func(device string, b []byte) {
-			if device != h.Device(container) {
-				return
+			if device == h.Device(container) {
+				heard, done = heard || is(b), done || b[9] == unix.IPPROTO_UDP && len(b) == 32
 			}
-			// The time to live and the checksum change underway.
-			same := len(b) == len(packet) && b[9] == packet[9] && slices.Equal(b[12:], packet[12:])
-			heard, done = heard || same, done || b[9] == unix.IPPROTO_UDP && len(b) == 32
 		})
 		if !done {
 			return "what is allowed did not arrive either"
@@ -117,4 +122,63 @@ func TestForgedErrorsToTheHost(t *testing.T) {
 		}
 		return ""
 	})
+}
+
+// TestOddPackets: a policy for udp 80 lets nothing else through that looks a little like it.
+func TestOddPackets(t *testing.T) {
+	f := newFleet(t, nft.Options{})
+	f.set(rule(1, 2, policy.UDP, 80, 80))
+	h := f.w.Hosts[0]
+	h.Shell(h.NS, "for f in /proc/sys/net/ipv4/conf/*/accept_source_route /proc/sys/net/ipv4/conf/*/mc_forwarding; do echo 1 > $f 2> /dev/null || true; done")
+	from := h.Address(1)
+	ports := []byte{0, 99, 0, 80, 0, 16, 0, 0, 's', 'i', 'l', 'k', 's', 'i', 'l', 'k'}
+	for host := range 2 {
+		to := f.w.Hosts[host].Address(2)
+		packets := map[string][]byte{}
+		for name, protocol := range map[string]byte{"sctp": 132, "udplite": 136, "dccp": 33, "esp": 50, "gre": 47, "ipip": 4, "igmp": 2, "icmp": 1, "nothing": 253, "tcp": 6} {
+			packets[name] = firewalltest.IPv4(from, to, protocol, ports)
+		}
+		packets["echo"] = firewalltest.IPv4(from, to, 1, []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0})
+		other := slices.Clone(ports)
+		other[3] = 81
+		packets["another port"] = firewalltest.IPv4(from, to, 17, other)
+		loose := firewalltest.IPv4(from, h.Address(0), 17, append([]byte{131, 7, 4, to.As4()[0], to.As4()[1], to.As4()[2], to.As4()[3], 0}, ports...))
+		loose[0] = 0x47 // with two words of options: go on to the container
+		packets["source route"] = loose
+		for name, packet := range packets {
+			packet[10], packet[11] = 0, 0
+			firewalltest.Checksum(packet)
+			if err := h.SendIP(h.Device(1), packet); err != nil {
+				t.Fatal(err)
+			}
+			f.probe(host)
+			if f.hearsFrom(host, 2, packet[9]) {
+				t.Errorf("to host %d: %s arrived", host, name)
+			}
+		}
+		// The second fragment of what is refused, and what is allowed in two parts.
+		for port, want := range map[byte]bool{80: true, 81: false} {
+			whole := slices.Clone(ports)
+			whole[3] = port
+			for i, part := range [][]byte{whole[:8], whole[8:]} {
+				packet := firewalltest.IPv4(from, to, 17, part)
+				packet[4], packet[5], packet[6], packet[7] = port, byte(host), byte(0x20*(1-i)), byte(i)
+				packet[10], packet[11] = 0, 0
+				firewalltest.Checksum(packet)
+				if err := h.SendIP(h.Device(1), packet); err != nil {
+					t.Fatal(err)
+				}
+			}
+			f.probe(host)
+			if got := f.hearsOf(host, 2, func(b []byte) bool { return b[9] == 17 && len(b) != 32 }); got != want {
+				t.Errorf("to host %d: port %d in two fragments arrived: %v", host, port, got)
+			}
+		}
+	}
+}
+
+// hearsFrom reports whether anything of a protocol arrives at a container, other than the probe that was sent after it.
+func (f *fleet) hearsFrom(host, container int, protocol byte) bool {
+	f.t.Helper()
+	return f.hearsOf(host, container, func(b []byte) bool { return b[9] == protocol && (protocol != 17 || len(b) != 32) })
 }
