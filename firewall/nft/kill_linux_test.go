@@ -88,7 +88,7 @@ func TestKilledAtRandomInstants(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for i := range rounds(30) {
+	for i := range rounds(20) {
 		cmd := exec.Command("/proc/self/exe")
 		cmd.Env = append(os.Environ(), writerMode+"=1")
 		out, err := cmd.StdoutPipe()

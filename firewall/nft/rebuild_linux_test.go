@@ -72,7 +72,7 @@ func TestRebuildingLetsNothingThrough(t *testing.T) {
 	rs := compile(t, f.in[0])
 	f.tables[0].Close()
 	f.floods(func() {
-		for i := range rounds(200) {
+		for i := range rounds(100) {
 			table, err := nft.Open(f.w.Hosts[0].NS, nft.Options{Unowned: i%2 == 1})
 			if err != nil {
 				t.Fatal(err)
@@ -94,7 +94,7 @@ func TestAFirstPolicyLetsNothingElseThrough(t *testing.T) {
 	f.in[0].Rules = []policy.Rule{rule(1, 2, policy.UDP, 70, 80), rule(3, 1, policy.UDP, 1, 1)}
 	ranges := compile(t, f.in[0])
 	f.floods(func() {
-		for i := range rounds(6000) {
+		for i := range rounds(3000) {
 			set(t, f.tables[0], []firewall.Ruleset{none, one, none, ranges}[i%4])
 		}
 		set(t, f.tables[0], one)

@@ -316,6 +316,9 @@ func (t *Table) send(changes []change, generation uint32) error {
 		return nil
 	}
 	if changes[0].verb == "delete" && changes[0].object == "table" {
+		if err := remove(t.nf, standIn); err != nil { // one that could not be removed the last time
+			return err
+		}
 		if err := t.write(encoder{table: standIn, flags: t.flags() &^ tablePersist}, changes[1:], generation); err != nil {
 			return err
 		}
