@@ -2,6 +2,7 @@ package policyagent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -150,6 +151,28 @@ func TestWithoutAnyStateTheKernelKeepsItsRules(t *testing.T) {
 	w.forbid(r, tcpPolicy("web", "api", 8080))
 	if web.reaches(api, 8080) {
 		t.Error("a removed policy still lets through")
+	}
+}
+
+// TestAStateThatCannotBeWrittenIsRead: after a reboot with a disk that has become read-only, and without policy-server.
+func TestAStateThatCannotBeWrittenIsRead(t *testing.T) {
+	w := newWorld(t)
+	r := w.start(w.policies())
+	web, api := w.attach("web"), w.attach("api")
+	api.listen(8080)
+	w.allow(r, tcpPolicy("web", "api", 8080))
+	r.stop()
+	lock := filepath.Join(w.state, lockFile)
+	if err := errors.Join(os.Remove(lock), os.Mkdir(lock, 0o700)); err != nil { // cannot be opened for writing
+		t.Fatal(err)
+	}
+	w.onHost("nft delete table inet silk-policy")
+	r = w.start(deaf{})
+	if status, text := r.force("/force-policy-poll-cycle"); status != 200 {
+		t.Fatalf("%d %s", status, text)
+	}
+	if !web.reaches(api, 8080) || api.reaches(web, 8080) {
+		t.Errorf("allowed %t, denied %t", web.reaches(api, 8080), api.reaches(web, 8080))
 	}
 }
 

@@ -184,11 +184,12 @@ func (a *agent) openState(ctx context.Context) error {
 		return err
 	}
 	if err != nil {
-		a.log.Error("state directory cannot be used: a restart without policy-server will not know the policies", "error", err)
-		return nil
+		a.log.Error("state directory cannot be used: a restart without policy-server will not know the policies of now", "error", err)
+		s = state{a.cfg.StateDir} // what is in it may be read: it is on a disk that has become read-only, say
+	} else {
+		a.state = s
+		a.closers = append(a.closers, unlock)
 	}
-	a.state = s
-	a.closers = append(a.closers, unlock)
 	v, err := s.load()
 	if err != nil {
 		a.log.Error("saved policies cannot be used", "error", err)
