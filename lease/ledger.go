@@ -6,6 +6,7 @@ import (
 	"iter"
 	"maps"
 	"net/netip"
+	"slices"
 )
 
 // State is what a registry last made known of a subnet.
@@ -220,6 +221,11 @@ func (g *Ledger) Changes() []Entry {
 		}
 	}
 	return all
+}
+
+// Reused reports whether there was an entry, before, of any of the subnets that were changed since Begin.
+func (g *Ledger) Reused() bool {
+	return slices.ContainsFunc(g.undo, func(u undo) bool { return u.there })
 }
 
 // Block keeps what overlaps a subnet from being given out until Unblock: something in the store that is no lease stands in its way.

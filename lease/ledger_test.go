@@ -31,3 +31,23 @@ func TestFreedSubnetsDoNotPileUp(t *testing.T) {
 		t.Errorf("the longest free is %v, want %v", p, other.Subnet)
 	}
 }
+
+func TestReused(t *testing.T) {
+	g := NewLedger(smallPool(t))
+	l := func(subnet string) Entry { return Entry{Lease: Lease{Subnet: netip.MustParsePrefix(subnet)}} }
+	set := func(subnets ...string) bool {
+		g.Begin()
+		for _, s := range subnets {
+			g.Set(l(s))
+		}
+		reused := g.Reused()
+		g.Commit(1)
+		return reused
+	}
+	if set("10.255.3.0/24", "10.255.4.0/24") {
+		t.Error("subnets that were never used count as reused")
+	}
+	if !set("10.255.5.0/24", "10.255.4.0/24") {
+		t.Error("a subnet that was used does not count as reused")
+	}
+}

@@ -311,6 +311,31 @@ func TestPostgresPlansOnce(t *testing.T) {
 	}
 }
 
+// TestStatementFirst has two statements in one, of which each must meet what it wants.
+func TestStatementFirst(t *testing.T) {
+	db := pair(t, testkit.Database(t, sqldb.Postgres))
+	both := func(first, second int64) []sqldb.Statement {
+		return []sqldb.Statement{{
+			Text: "UPDATE pair SET n = n + ? WHERE id = ?", Args: []any{100, 2}, Want: second,
+			First: &sqldb.Statement{
+				With: "gone AS (DELETE FROM pair WHERE id = ? RETURNING id)", Text: "INSERT INTO pair (id, n) SELECT id + ?, ? FROM gone", Args: []any{1, 10, 7}, Want: first,
+			},
+		}}
+	}
+	const sum = "SELECT SUM(id * 1000 + n) FROM pair"
+	for _, want := range [][2]int64{{2, 1}, {1, 0}, {0, 0}} {
+		if _, err := db.Atomic(t.Context(), both(want[0], want[1])); !sqldb.IsConflict(err) || number(t, db, sum) != 1000+2000 {
+			t.Errorf("wanting %v: %v, want a conflict and nothing changed", want, err)
+		}
+	}
+	if n, err := db.Atomic(t.Context(), both(1, 1)); err != nil || len(n) != 1 || n[0] != 1 {
+		t.Errorf("%v, %v", n, err)
+	}
+	if n := number(t, db, sum); n != 2100+11007 {
+		t.Errorf("the sum is %d, want %d", n, 2100+11007)
+	}
+}
+
 func TestStatementWith(t *testing.T) {
 	db := pair(t, testkit.Database(t, sqldb.Postgres))
 	both := func(want int64) sqldb.Statement {

@@ -139,23 +139,25 @@ func (k *keeper) judge(ctx context.Context, requests []lease.Request) ([]lease.V
 	ctx, cancel := context.WithTimeout(ctx, batchTime)
 	defer cancel()
 	verdicts := make([]lease.Verdict, len(requests))
-	learnt := false
+	var b basis
 	for tries := 0; ; tries++ {
 		err := k.s.db.Again(ctx, func(n int) error {
-			if n > 0 {
+			if b.synced = n > 0; b.synced {
 				if err := k.sync(ctx); err != nil {
 					return err
 				}
 			}
-			return k.attempt(ctx, requests, verdicts, n > 0, learnt)
+			return k.attempt(ctx, requests, verdicts, b)
 		})
-		var learn func(context.Context) error
+		learn := k.learn
 		switch {
 		case err == nil:
 			return verdicts, nil
 		case errors.Is(err, errForeign):
-			learn = k.learn
-		case sqldb.IsDuplicate(err) && (tries < 3 || len(requests) == 1):
+		case sqldb.IsDuplicate(err) && !b.doubted:
+			b.doubted = true // a row that is in silk_leases only will be overwritten
+			continue
+		case sqldb.IsDuplicate(err) && (tries < 4 || len(requests) == 1):
 			learn = k.learnObstacle
 		case missing(err):
 			learn = k.mend
@@ -168,8 +170,15 @@ func (k *keeper) judge(ctx context.Context, requests []lease.Request) ([]lease.V
 		if err := learn(ctx); err != nil {
 			return nil, err
 		}
-		learnt = true
+		b.learnt = true
 	}
+}
+
+// basis is what is known of how far the ledger can be trusted.
+type basis struct {
+	synced  bool // it has just been brought to the database's revision
+	learnt  bool // it has just been compared with subnets
+	doubted bool // a row was there that it does not know of, in subnets or in silk_leases
 }
 
 // learn finds out what others did.
@@ -191,9 +200,8 @@ func (k *keeper) learnObstacle(ctx context.Context) error {
 }
 
 // attempt decides requests once. Most leave everything as it is: those are settled by one look at the rows of their hosts. The others are judged by the
-// ledger, which need not be at the database's revision, since commit finds that out; synced says that it has just been brought there, learnt that it has
-// just been compared with subnets.
-func (k *keeper) attempt(ctx context.Context, requests []lease.Request, verdicts []lease.Verdict, synced, learnt bool) error {
+// ledger, which need not be at the database's revision, since commit finds that out.
+func (k *keeper) attempt(ctx context.Context, requests []lease.Request, verdicts []lease.Verdict, b basis) error {
 	hosts := k.hostsToRead(requests)
 	var rows []lease.Row
 	var now int64
@@ -208,7 +216,7 @@ func (k *keeper) attempt(ctx context.Context, requests []lease.Request, verdicts
 	if open {
 		switch {
 		case k.agrees(rows, hosts):
-		case synced:
+		case b.synced:
 			return errForeign
 		default:
 			return sqldb.Stale()
@@ -217,11 +225,11 @@ func (k *keeper) attempt(ctx context.Context, requests []lease.Request, verdicts
 		if err != nil {
 			return err
 		}
-		if !synced && len(k.ledger.Changes()) == 0 && slices.ContainsFunc(d.Verdicts, refused) {
+		if !b.synced && len(k.ledger.Changes()) == 0 && slices.ContainsFunc(d.Verdicts, refused) {
 			k.ledger.Rollback()
 			return sqldb.Stale() // nothing will be stored that proves the ledger right, and a refusal is too grave to be out of date
 		}
-		if !learnt && slices.ContainsFunc(d.Verdicts, refused) {
+		if !b.learnt && slices.ContainsFunc(d.Verdicts, refused) {
 			k.ledger.Rollback()
 			if err := k.confirm(ctx, requests, d.Verdicts); err != nil {
 				return err
@@ -233,7 +241,7 @@ func (k *keeper) attempt(ctx context.Context, requests []lease.Request, verdicts
 		copy(verdicts, d.Verdicts)
 		w.remove(d.Delete)
 		w.reclaim(d.Reclaim, t.Expiration)
-		w.insert(d.Insert, k.at.Counter+1)
+		w.insert(d.Insert, k.at.Counter+1, !b.doubted && !k.ledger.Reused())
 		touch = d.Touch
 	}
 	before := len(w.list)

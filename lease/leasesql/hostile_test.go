@@ -55,6 +55,26 @@ func TestUnreadableRecordHarmsNobody(t *testing.T) {
 	})
 }
 
+// TestUnknownRecordIsOverwritten has a record of every subnet that there is, made by somebody who did not move the revision. They hold nothing.
+func TestUnknownRecordIsOverwritten(t *testing.T) {
+	eachEngine(t, func(t *testing.T, db sqldb.Config) {
+		s, raw := open(t, config(db, leasetest.Pool(t, "10.255.0.0/22", 24))), connect(t, db) // three blocks
+		subnets := []string{"10.255.1.0/24", "10.255.2.0/24", "10.255.3.0/24"}
+		for _, subnet := range subnets {
+			exec(t, raw, "INSERT INTO silk_leases (overlay_subnet, underlay_ip, overlay_hwaddr, row_id, state, freed_at, changed) VALUES (?, '172.31.0.9', 'ee:ee:0a:ff:09:00', 0, 2, 1, 0)", subnet)
+		}
+		held := fill(t, s, 2)
+		left := subnets[slices.IndexFunc(subnets, func(p string) bool { return p != held[0].Subnet.String() && p != held[1].Subnet.String() })]
+		l := leasetest.Of(leasetest.Host(9), left)
+		if err := s.Renew(t.Context(), l); err != nil {
+			t.Errorf("renewal of %v: %v", l, err)
+		}
+		if got := len(list(t, s)); got != 3 {
+			t.Errorf("%d leases are listed, want 3", got)
+		}
+	})
+}
+
 // TestAbsurdTimeHarmsNobody has a row whose time of renewal no sum may be made of.
 func TestAbsurdTimeHarmsNobody(t *testing.T) {
 	eachEngine(t, func(t *testing.T, db sqldb.Config) {

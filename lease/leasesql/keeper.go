@@ -397,7 +397,7 @@ func (k *keeper) terms(now int64) lease.Terms {
 // database's revision, or anything else fails, nothing is stored and the changes of the ledger are undone.
 func (k *keeper) commit(ctx context.Context, w *series, epoch string) (counts []int64, err error) {
 	changes := k.ledger.Changes()
-	moved := len(changes) > 0 || epoch != k.at.Epoch
+	moved := len(changes) > 0 || epoch != k.at.Epoch || w.last != nil
 	if moved {
 		w.record(changes, k.at.Counter+1)
 		w.advance(k.at, epoch, k.at.pruned)

@@ -150,6 +150,7 @@ type series struct {
 	dialect  sqldb.Dialect
 	list     []sqldb.Statement
 	recorded map[netip.Prefix]bool // subnets of which record need not say any more that they are active
+	last     *sqldb.Statement      // what advance makes a part of its statement
 }
 
 func (w *series) add(want int64, text string, args ...any) {
@@ -172,32 +173,38 @@ func (w *series) reclaim(ids []int64, expiration int64) {
 	}
 }
 
-// insert adds rows to subnets, renewed now. Where the engine can, it records them in silk_leases, as active at a revision's counter, in the same
-// statement.
-func (w *series) insert(leases []lease.Lease, counter uint64) {
-	group := "(?, ?, ?, " + w.dialect.Now + ")"
-	if w.dialect.Arrays {
-		w.recorded = make(map[netip.Prefix]bool, len(leases))
+// insert adds rows to subnets, renewed now. Where the engine can, it also records them in silk_leases, as active at a revision's counter, and both are done by
+// the statement of advance. unused says that silk_leases has no row for any of the subnets: should it have one, then that is a duplicate.
+func (w *series) insert(leases []lease.Lease, counter uint64, unused bool) {
+	if w.dialect.Arrays && len(leases) > 0 {
+		w.insertRecorded(leases, counter, unused)
+		return
 	}
+	group := "(?, ?, ?, " + w.dialect.Now + ")"
 	for part := range slices.Chunk(leases, chunk) {
-		if w.dialect.Arrays {
-			hosts, subnets, macs := columns(part)
-			w.list = append(w.list, sqldb.Statement{Want: int64(len(part)),
-				With: "new AS (" + intoSubnets + "SELECT host, subnet, mac, " + w.dialect.Now + " FROM unnest(?::text[], ?::text[], ?::text[]) AS l (host, subnet, mac)" +
-					" RETURNING overlay_subnet, underlay_ip, overlay_hwaddr, id)",
-				Text: intoLeases + "SELECT overlay_subnet, underlay_ip, overlay_hwaddr, id, 0, 0, ?::bigint FROM new" + w.dialect.Upsert(keyColumn, otherColumns...),
-				Args: []any{hosts, subnets, macs, int64(counter)},
-			})
-			for _, l := range part {
-				w.recorded[l.Subnet] = true
-			}
-			continue
-		}
 		args := make([]any, 0, 3*len(part))
 		for _, l := range part {
 			args = append(args, l.Underlay.String(), l.Subnet.String(), l.MAC.String())
 		}
 		w.add(int64(len(part)), intoSubnets+"VALUES "+strings.Repeat(group+", ", len(part)-1)+group, args...)
+	}
+}
+
+func (w *series) insertRecorded(leases []lease.Lease, counter uint64, unused bool) {
+	end := ""
+	if !unused {
+		end = w.dialect.Upsert(keyColumn, otherColumns...)
+	}
+	hosts, subnets, macs := columns(leases)
+	w.last = &sqldb.Statement{Want: int64(len(leases)),
+		With: "new AS (" + intoSubnets + "SELECT host, subnet, mac, " + w.dialect.Now + " FROM unnest(?::text[], ?::text[], ?::text[]) AS l (host, subnet, mac)" +
+			" RETURNING overlay_subnet, underlay_ip, overlay_hwaddr, id)",
+		Text: intoLeases + "SELECT overlay_subnet, underlay_ip, overlay_hwaddr, id, 0, 0, ?::bigint FROM new" + end,
+		Args: []any{hosts, subnets, macs, int64(counter)},
+	}
+	w.recorded = make(map[netip.Prefix]bool, len(leases))
+	for _, l := range leases {
+		w.recorded[l.Subnet] = true
 	}
 }
 
@@ -262,6 +269,7 @@ func (w *series) record(changes []lease.Entry, counter uint64) {
 func (w *series) advance(from state, epoch string, pruned uint64) {
 	w.add(1, "UPDATE silk_lease_revision SET counter = ?, epoch = ?, pruned = ? WHERE id = 1 AND epoch = ? AND counter = ?",
 		int64(from.Counter+1), epoch, int64(pruned), from.Epoch, int64(from.Counter))
+	w.list[len(w.list)-1].First = w.last
 }
 
 // balance is what subnets has more than silk_leases in: rows, the sum of their numbers, and the same of active rows. As row numbers are
