@@ -21,6 +21,7 @@ import (
 	"unicode/utf8"
 
 	"code.cloudfoundry.org/silk/internal/kernel"
+	_ "code.cloudfoundry.org/silk/internal/roomy"
 )
 
 // supported lists the versions of the specification, in order.
