@@ -226,7 +226,7 @@ const maxAnswer = 64 << 10
 
 // question is a request to an HTTP server on this host that has been sent.
 type question struct {
-	conn  *os.File
+	conn  *kernel.File
 	until time.Time
 }
 
@@ -237,7 +237,7 @@ func ask(to netip.AddrPort, path string, timeout time.Duration) (*question, erro
 	if err != nil {
 		return nil, err
 	}
-	if _, err := conn.WriteString("GET " + path + " HTTP/1.1\r\nHost: " + to.String() + "\r\nUser-Agent: silk-cni\r\nConnection: close\r\n\r\n"); err != nil {
+	if _, err := conn.Write([]byte("GET " + path + " HTTP/1.1\r\nHost: " + to.String() + "\r\nUser-Agent: silk-cni\r\nConnection: close\r\n\r\n")); err != nil {
 		conn.Close()
 		return nil, err
 	}

@@ -200,7 +200,7 @@ func decode(f io.Reader, e entry) (Record, error) {
 }
 
 // guard is the lock on the directory, held by what allocates.
-type guard struct{ f *os.File }
+type guard struct{ f *kernel.File }
 
 func (g guard) unlock() { g.f.Close() }
 

@@ -73,9 +73,7 @@ func (d *Dir) reap(host *kernel.Conn, e entry, forget bool) (int, error) {
 	if ok, err := kernel.TryFlock(f); !ok {
 		return lives, err
 	}
-	ours, err1 := f.Stat()
-	now, err2 := os.Lstat(filepath.Join(d.path, e.file))
-	if err1 != nil || err2 != nil || !os.SameFile(ours, now) {
+	if same, _ := f.Is(filepath.Join(d.path, e.file)); !same {
 		return lives, nil
 	}
 	r, err := decode(f, e)

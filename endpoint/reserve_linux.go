@@ -20,7 +20,7 @@ import (
 // dies lets go of it.
 type hold struct {
 	entry
-	f       *os.File
+	f       *kernel.File
 	record  Record
 	damaged error // why record is only what the file's name tells
 	fresh   bool  // made by this process
@@ -52,14 +52,12 @@ func (d *Dir) hold(ctx context.Context, e entry) (*hold, error) {
 		f.Close()
 		return nil, fmt.Errorf("lock endpoint %v: %w", e.key, err)
 	}
-	ours, err1 := f.Stat()
-	now, err2 := os.Lstat(filepath.Join(d.path, e.file))
-	if err1 != nil || err2 != nil || !os.SameFile(ours, now) {
+	if same, err := f.Is(filepath.Join(d.path, e.file)); !same {
 		f.Close()
-		if err1 == nil && (err2 == nil || errors.Is(err2, fs.ErrNotExist)) {
-			return nil, nil
+		if err != nil {
+			err = fmt.Errorf("lock endpoint %v: %w", e.key, err)
 		}
-		return nil, fmt.Errorf("lock endpoint %v: %w", e.key, errors.Join(err1, err2))
+		return nil, err
 	}
 	h := &hold{entry: e, f: f}
 	h.record, h.damaged = decode(f, e)
@@ -213,16 +211,11 @@ func (d *Dir) cursor(file string) netip.Addr {
 }
 
 func (d *Dir) setCursor(file string, a netip.Addr) {
-	f, err := kernel.OpenFile(filepath.Join(d.path, file), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return
-	}
-	f.WriteString(a.String())
-	f.Close()
+	kernel.WriteFile(filepath.Join(d.path, file), []byte(a.String()), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 }
 
 // write makes a record's file and returns it locked. It has its name only when it is whole.
-func (d *Dir) write(name string, r Record) (*os.File, error) {
+func (d *Dir) write(name string, r Record) (*kernel.File, error) {
 	b, err := encode(r)
 	if err != nil {
 		return nil, err

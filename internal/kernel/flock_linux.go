@@ -4,16 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	"code.cloudfoundry.org/silk/fault"
 	"golang.org/x/sys/unix"
 )
 
+// Locker is a file that can be locked: an *os.File or a *File.
+type Locker interface {
+	Fd() uintptr
+	Name() string
+}
+
 // Flock takes the exclusive advisory lock on f, which closing f lets go (also when the process dies). It waits until ctx
 // ends and is then fault.Unavailable; f must in that case be closed and not be used again. The wait keeps a thread and a
 // descriptor until the lock can be had, also after ctx: who asks again and again, for ever, uses TryFlock.
-func Flock(ctx context.Context, f *os.File) error {
+func Flock(ctx context.Context, f Locker) error {
 	if ok, err := TryFlock(f); ok || err != nil {
 		return err
 	}
@@ -46,7 +51,7 @@ func Flock(ctx context.Context, f *os.File) error {
 }
 
 // TryFlock takes the exclusive advisory lock on f if nobody has it, and reports whether it did.
-func TryFlock(f *os.File) (bool, error) {
+func TryFlock(f Locker) (bool, error) {
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		switch {

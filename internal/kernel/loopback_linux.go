@@ -12,7 +12,7 @@ import (
 // DialLoopback connects to a TCP server, which should be on this host, in the calling thread's namespace. Connecting, and each
 // later write and read, fails after the timeout. It does without package net, whose poller and threads take longer to
 // start than such a server to answer.
-func DialLoopback(to netip.AddrPort, timeout time.Duration) (*os.File, error) {
+func DialLoopback(to netip.AddrPort, timeout time.Duration) (*File, error) {
 	family, address := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().Unmap().As4()})
 	if !to.Addr().Unmap().Is4() {
 		family, address = unix.AF_INET6, &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}
@@ -35,5 +35,5 @@ func DialLoopback(to netip.AddrPort, timeout time.Duration) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("connect to %v: %w", to, err)
 	}
-	return os.NewFile(uintptr(fd), to.String()), nil
+	return newFile(fd, to.String()), nil
 }

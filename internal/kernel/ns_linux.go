@@ -12,7 +12,7 @@ import (
 )
 
 // NS is an open network namespace. It stays alive while it is open.
-type NS struct{ f *os.File }
+type NS struct{ f *File }
 
 // NSID identifies a namespace as long as it lives: the device and inode of its file in nsfs.
 type NSID struct {
@@ -172,10 +172,5 @@ func Sysctl(key string) (string, error) {
 
 // SetSysctl writes a value below /proc/sys of the calling thread's namespace.
 func SetSysctl(key, value string) error {
-	f, err := OpenFile("/proc/sys/"+key, unix.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(value)
-	return errors.Join(err, f.Close())
+	return WriteFile("/proc/sys/"+key, []byte(value), unix.O_WRONLY, 0)
 }

@@ -91,7 +91,7 @@ func TestSysctlsKeepWhatTheyCannotRestore(t *testing.T) {
 
 func TestFlock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
-	open := func() *os.File {
+	open := func() *kernel.File {
 		t.Helper()
 		f, err := kernel.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
