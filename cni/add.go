@@ -34,7 +34,7 @@ func (c *call) add(ctx context.Context) error {
 	if err != nil {
 		return failed("open endpoint directory", err)
 	}
-	translated, err := nat.Installed(nil)
+	translated, err := nat.Present(nil)
 	if err != nil {
 		return failed("set up address translation", err)
 	}

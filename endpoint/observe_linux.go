@@ -67,17 +67,16 @@ func routed(c *kernel.Conn, a netip.Addr) (holder, error) {
 		h.by = "device " + Device(a)
 		return h, nil
 	}
-	if !errors.Is(link.Err, unix.ENODEV) {
+	if link.Err.Errno != unix.ENODEV {
 		return h, fmt.Errorf("look for device %s: %w", Device(a), link.Err)
 	}
-	if number.Err == nil || !errors.Is(number.Err, unix.ENODEV) {
+	if number.Err == nil || number.Err.Errno != unix.ENODEV {
 		h.ix = others()
 	}
 	if route.Err != nil {
-		for _, nobody := range []unix.Errno{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EINVAL, unix.EACCES} {
-			if errors.Is(route.Err, nobody) { // no route, or one that refuses (blackhole is EINVAL)
-				return h, nil
-			}
+		switch route.Err.Errno {
+		case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EINVAL, unix.EACCES: // no route, or one that refuses (blackhole is EINVAL)
+			return h, nil
 		}
 		return h, fmt.Errorf("look for a route to %v: %w", a, route.Err)
 	}

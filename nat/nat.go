@@ -70,6 +70,30 @@ func Ensure(ctx context.Context, ns *kernel.NS, c Config) error {
 	return err
 }
 
+// Present reports, by one question, whether a chain like ours with one rule is in the kernel. It does not look at the rule, which somebody
+// else watches over.
+func Present(ns *kernel.NS) (bool, error) {
+	conn, err := kernel.DialNetfilter(ns)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	var b kernel.Batch
+	requestChain(&b, unix.NFT_MSG_GETCHAIN, 0)
+	answers, err := conn.Query(&b)
+	if err != nil {
+		return false, err
+	}
+	switch a := answers[0]; {
+	case a.Err == nil:
+		return isOurChain(a.Body) && chainUse(a.Body) == 1, nil
+	case a.Err.Errno == unix.ENOENT:
+		return false, nil
+	default:
+		return false, fmt.Errorf("look up nft chain %s: %w", chainName, a.Err)
+	}
+}
+
 // Installed reports, by one look, whether some Config is in the kernel. It does not compare.
 func Installed(ns *kernel.NS) (bool, error) {
 	conn, err := kernel.DialNetfilter(ns)

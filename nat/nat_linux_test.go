@@ -197,6 +197,9 @@ func TestEnsureAdds(t *testing.T) {
 		if got, err := nat.Installed(ns); err != nil || got != is {
 			t.Errorf("installed %v %v, want %v", got, err, is)
 		}
+		if got, err := nat.Present(ns); err != nil || got != is {
+			t.Errorf("present %v %v, want %v", got, err, is)
+		}
 		for _, local := range []string{"10.255.30.0/24", "10.254.7.0/24", "10.255.30.0/24"} {
 			if err := nat.Ensure(context.Background(), ns, config(prefixes(local), prefixes("10.0.0.0/8"))); err != nil {
 				t.Fatal(err)
@@ -209,6 +212,17 @@ func TestEnsureAdds(t *testing.T) {
 	nft(t, ns, "flush chain inet silk nat-postrouting; add rule inet silk nat-postrouting accept")
 	if got, err := nat.Installed(ns); err != nil || got {
 		t.Errorf("with another rule installed is %v %v", got, err)
+	}
+	for _, change := range []string{
+		"flush chain inet silk nat-postrouting",
+		"add rule inet silk nat-postrouting accept; add rule inet silk nat-postrouting accept",
+		"delete chain inet silk nat-postrouting; add chain inet silk nat-postrouting { type nat hook prerouting priority 100; }; add rule inet silk nat-postrouting accept",
+		"delete table inet silk",
+	} {
+		nft(t, ns, change)
+		if got, err := nat.Present(ns); err != nil || got {
+			t.Errorf("after %q present is %v %v", change, got, err)
+		}
 	}
 }
 

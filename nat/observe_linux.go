@@ -93,6 +93,16 @@ func tableUse(body []byte) uint32 {
 	return ^uint32(0) // not told: assume that others use it
 }
 
+// chainUse returns how many rules a base chain has.
+func chainUse(body []byte) uint32 {
+	for t, v := range nfAttrs(body) {
+		if t == unix.NFTA_CHAIN_USE {
+			return big32(v)
+		}
+	}
+	return 0 // not told
+}
+
 func observeRules(c *kernel.Conn) ([]string, error) {
 	var b kernel.Batch
 	request(&b, unix.NFT_MSG_GETRULE, 0, Table, chainName)
