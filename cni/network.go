@@ -43,14 +43,16 @@ type inquiry struct {
 	err error
 }
 
-// inquire sends the question to the daemon, if that is who knows. Earlier releases give every path the same answer,
-// of which ours has more.
+// inquire asks the daemon, if that is who knows. Our own tells whoever connects to the socket beside its port. Earlier releases
+// have no such socket, and give every path of their endpoint the same answer, of which ours has more.
 func (c *call) inquire() *inquiry {
 	if c.cfg.SubnetFile != "" {
 		return nil
 	}
 	i := &inquiry{at: time.Now(), to: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(c.cfg.DaemonPort))}
-	i.question, i.err = ask(i.to, "/v1/network", daemonTimeout)
+	if i.question, i.err = listen(c.cfg.DaemonPort, daemonTimeout); i.err != nil {
+		i.question, i.err = ask(i.to, "/v1/network", daemonTimeout)
+	}
 	return i
 }
 
@@ -224,10 +226,20 @@ func parseSubnetFile(text string) (network, error) {
 // maxAnswer bounds what is read from the daemon, the policy agent and a subnet file, in bytes.
 const maxAnswer = 64 << 10
 
-// question is a request to an HTTP server on this host that has been sent.
+// question is what a server on this host has been asked.
 type question struct {
 	conn  *kernel.File
 	until time.Time
+	plain bool // the answer comes without HTTP, up to the end of the connection
+}
+
+// listen connects to the socket beside a port, where our daemon says what it has to say without being asked.
+func listen(port int, timeout time.Duration) (*question, error) {
+	conn, err := kernel.DialBeside(port, timeout)
+	if err != nil {
+		return nil, err
+	}
+	return &question{conn, time.Now().Add(timeout), true}, nil
 }
 
 // ask sends a GET request. One request to a loopback address needs none of net/http, which would double the time
@@ -241,7 +253,7 @@ func ask(to netip.AddrPort, path string, timeout time.Duration) (*question, erro
 		conn.Close()
 		return nil, err
 	}
-	return &question{conn, time.Now().Add(timeout)}, nil
+	return &question{conn, time.Now().Add(timeout), false}, nil
 }
 
 // Read reads what the server answers until the time is up.
@@ -259,7 +271,18 @@ func (q *question) Read(p []byte) (int, error) {
 // answer returns the body of the answer, which must be 200.
 func (q *question) answer() ([]byte, error) {
 	defer q.conn.Close()
-	return readAnswer(io.LimitReader(q, maxAnswer))
+	r := io.LimitReader(q, maxAnswer)
+	if !q.plain {
+		return readAnswer(r)
+	}
+	body, err := io.ReadAll(r)
+	if err == nil && len(body) == 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read answer: %w", err)
+	}
+	return body, nil
 }
 
 // readAnswer reads an HTTP/1.x answer and returns its body.

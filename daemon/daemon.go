@@ -64,7 +64,7 @@ func Run(ctx context.Context, cfg Config, level *slog.LevelVar, log *slog.Logger
 		info.Close()
 		return err
 	}
-	return service.Run(ctx, log,
+	tasks := []service.Task{
 		service.Task{Name: "state", Run: d.saving},
 		service.Task{Name: "convergence", Run: d.convergence.Run},
 		service.Task{Name: "kernel-watch", Run: d.watching(d.fabric.Watch)},
@@ -74,7 +74,13 @@ func Run(ctx context.Context, cfg Config, level *slog.LevelVar, log *slog.Logger
 		service.Task{Name: "drain", Run: d.draining},
 		service.HTTP("info", info, nil, infoHandler(d.view, d.metrics()), service.DefaultLimits, log),
 		service.HTTP("debug", debug, nil, service.Debug(level), debugLimits, log),
-	)
+	}
+	if aside, err := net.Listen("unix", kernel.Beside(cfg.HealthCheckPort)); err != nil {
+		log.Error("silk-cni has to ask the info endpoint, which takes longer", "error", err)
+	} else {
+		tasks = append(tasks, service.Aside("network", aside, func() any { return d.view().network }, log))
+	}
+	return service.Run(ctx, log, tasks...)
 }
 
 // debugLimits leave time for a profile of a minute.

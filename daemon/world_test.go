@@ -364,13 +364,30 @@ func (h *host) network() daemon.Network {
 	return n
 }
 
-// becomes waits for a status.
+// aside returns what the daemon tells beside its port.
+func (h *host) aside() (daemon.Network, error) {
+	var n daemon.Network
+	err := h.ns.Do(func() error {
+		conn, err := kernel.DialBeside(23954, 5*time.Second)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		return json.NewDecoder(conn).Decode(&n)
+	})
+	return n, err
+}
+
+// becomes waits for a status, and for both ways to ask to tell it.
 func (h *host) becomes(want daemon.Status) daemon.Network {
 	h.t.Helper()
 	var n daemon.Network
 	eventually(h.t, 20*time.Second, "status "+string(want), func() error {
 		if n = h.network(); n.Status != want {
 			return fmt.Errorf("%+v", n)
+		}
+		if a, err := h.aside(); err != nil || a != n {
+			return fmt.Errorf("beside the port: %+v %w", a, err)
 		}
 		return nil
 	})

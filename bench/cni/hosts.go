@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -12,7 +13,10 @@ import (
 	"runtime"
 	"syscall"
 
+	"code.cloudfoundry.org/silk/daemon"
+	"code.cloudfoundry.org/silk/internal/httpjson"
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/service"
 )
 
 // pluginsVersion is the release of the standard plugins that silk-cni is compared with.
@@ -53,8 +57,8 @@ func (b *bed) close() {
 
 func (b *bed) later(f func()) { b.closers = append(b.closers, f) }
 
-func setUp(ctx context.Context) (b *bed, err error) {
-	b = new(bed)
+func setUp(ctx context.Context) (_ *bed, err error) {
+	b := new(bed)
 	defer func() {
 		if err != nil {
 			b.close()
@@ -136,7 +140,7 @@ func (b *bed) newHost(name string, containers int) (*host, error) {
 	return h, nil
 }
 
-// serve answers as silk-daemon does, in the host's namespace.
+// serve answers as silk-daemon does, in the host's namespace: on its info endpoint and on the socket beside it.
 func (b *bed) serve(ns *kernel.NS) (port int, err error) {
 	if err := ns.Do(func() error { return setUpLoopback() }); err != nil {
 		return 0, err
@@ -145,12 +149,22 @@ func (b *bed) serve(ns *kernel.NS) (port int, err error) {
 	if err := ns.Do(func() (err error) { l, err = net.Listen("tcp4", "127.0.0.1:0"); return err }); err != nil {
 		return 0, err
 	}
-	const answer = `{"overlay_subnet":"10.255.0.0/23","overlay_network":"10.255.0.0/16","mtu":1450,"vtep":"silk-vtep","status":"ready"}`
-	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, answer) })}
-	done := make(chan struct{})
-	go func() { defer close(done); s.Serve(l) }()
-	b.later(func() { s.Close(); <-done })
-	return l.Addr().(*net.TCPAddr).Port, nil
+	port = l.Addr().(*net.TCPAddr).Port
+	var aside net.Listener
+	if err := ns.Do(func() (err error) { aside, err = net.Listen("unix", kernel.Beside(port)); return err }); err != nil {
+		l.Close()
+		return 0, err
+	}
+	answer := daemon.Network{OverlaySubnet: "10.255.0.0/23", OverlayNetwork: "10.255.0.0/16", MTU: 1450, VTEP: "silk-vtep", Status: daemon.StatusReady}
+	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { httpjson.Write(w, http.StatusOK, answer) })
+	log := slog.New(slog.DiscardHandler)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() {
+		done <- service.Run(ctx, log, service.HTTP("info", l, nil, handler, service.DefaultLimits, log), service.Aside("network", aside, func() any { return answer }, log))
+	}()
+	b.later(func() { cancel(); <-done })
+	return port, nil
 }
 
 // configureSilk starts a daemon's stand-in on a host and writes the network configuration.

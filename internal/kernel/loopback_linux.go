@@ -21,12 +21,9 @@ func DialLoopback(to netip.AddrPort, timeout time.Duration) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open socket: %w", err)
 	}
-	tv := unix.NsecToTimeval(int64(timeout))
-	for _, option := range []int{unix.SO_SNDTIMEO, unix.SO_RCVTIMEO} {
-		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, option, &tv); err != nil {
-			unix.Close(fd)
-			return nil, fmt.Errorf("set socket timeout: %w", err)
-		}
+	if err := setTimeouts(fd, timeout); err != nil {
+		unix.Close(fd)
+		return nil, err
 	}
 	if err := unix.Connect(fd, address); err != nil {
 		unix.Close(fd)
