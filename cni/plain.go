@@ -1,7 +1,6 @@
 package cni
 
 import (
-	"bytes"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -156,7 +155,8 @@ func (r result) plain() ([]byte, bool) {
 	w.End(']')
 	w.End('}')
 	b, ok := w.Bytes()
-	var out bytes.Buffer
-	ok = ok && json.Indent(&out, b, "", indent) == nil
-	return out.Bytes(), ok
+	if !ok {
+		return nil, false
+	}
+	return plainjson.Indent(b, indent), true
 }

@@ -15,7 +15,7 @@ import (
 // Each calls fn for the members of the object b, in order, with the name and the text of the value, and reports whether b is a
 // valid JSON object all of whose names are plain and fn returned true for each.
 func Each(b []byte, fn func(name string, value []byte) bool) bool {
-	if !json.Valid(b) {
+	if !valid(b) {
 		return false
 	}
 	b = space(b) // from here on there is no need to look whether something is there

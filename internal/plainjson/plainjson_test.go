@@ -92,6 +92,69 @@ func FuzzEach(f *testing.F) {
 	})
 }
 
+// TestDepth: what is nested deeper than anything plain is left to encoding/json.
+func TestDepth(t *testing.T) {
+	for depth, want := range map[int]bool{1: true, 60: true, 70: false, 1 << 20: false} {
+		in := `{"a":` + strings.Repeat("[", depth) + strings.Repeat("]", depth) + `}`
+		if _, ok := members([]byte(in)); ok != want {
+			t.Errorf("depth %d: plain %v, want %v", depth, ok, want)
+		}
+	}
+}
+
+// FuzzValid: what passes for JSON here does so there, and the other way round unless it is deeply nested.
+func FuzzValid(f *testing.F) {
+	for _, s := range []string{
+		`1`, `-0.5e+10`, `01`, `-`, `1.`, `1e`, `.5`, `"\u00e4\n\""`, `"\x"`, `"\u12"`, "\"\x1f\"", "\"\xff\"", `tru`, `true`, `null `, `[1,2,]`, `[1 2]`, `{"a"}`, `{"a":1,}`, `{1:2}`, "\v1", `[[]]`, `"`, `[`, "{}\x00",
+	} {
+		f.Add([]byte(s))
+		f.Add([]byte(`{"a":` + s + `}`))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		ok := plainjson.Each(b, func(string, []byte) bool { return true })
+		if ok && !json.Valid(b) {
+			t.Fatalf("%q is not valid", b)
+		}
+		if ok || bytes.Count(b, []byte("[")) > 30 || bytes.Count(b, []byte("{")) > 30 || bytes.Contains(b, []byte(`\`)) {
+			return
+		}
+		odd := func(m member) bool {
+			return strings.ContainsFunc(m.Name, func(r rune) bool { return r < ' ' || r > '~' })
+		}
+		if list, valid := library(b); valid && !slices.ContainsFunc(list, odd) {
+			t.Fatalf("%q is valid", b)
+		}
+	})
+}
+
+func TestIndent(t *testing.T) {
+	var w plainjson.Writer
+	w.Begin("", '{')
+	w.Text("a", `{[,:]}`)
+	w.Begin("b", '[')
+	w.Uint("", 1)
+	w.Begin("", '{')
+	w.End('}')
+	w.Begin("", '[')
+	w.End(']')
+	w.Begin("", '{')
+	w.Text("c", "c")
+	w.Raw("d", []byte(`{"e":[null,"\\\"",[1]],"f":-1.5}`))
+	w.End('}')
+	w.End(']')
+	w.End('}')
+	b, _ := w.Bytes()
+	for _, in := range [][]byte{b, []byte(`{}`), []byte(`[]`)} {
+		var want bytes.Buffer
+		if err := json.Indent(&want, in, "", "    "); err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(want.String(), string(plainjson.Indent(in, "    "))); d != "" {
+			t.Errorf("%s (-want +got):\n%s", in, d)
+		}
+	}
+}
+
 func TestWriter(t *testing.T) {
 	write := func(text, raw string) (string, bool) {
 		var w plainjson.Writer
