@@ -18,7 +18,7 @@ func TestKilledAtEverySystemCall(t *testing.T) {
 	h.del(first, "datastore", store)
 	before, files, kills := h.dump(), h.files(), 0
 	for _, command := range []string{"ADD", "DEL", "GC"} {
-		for _, call := range []string{"sendto", "renameat", "unlinkat", "write", "flock", "setns"} {
+		for _, call := range []string{"sendto", "renameat", "unlinkat", "write", "pwrite64", "flock", "setns"} {
 			for n, killed := 1, true; killed && n < 50; n++ {
 				c := h.container(fmt.Sprintf("%s-%s-%d", command, call, n))
 				config := cfg

@@ -54,7 +54,6 @@ func (d *Dir) Attach(ctx context.Context, s Spec, more func(Record) error) (Reco
 	defer host.Close()
 	runtime.LockOSThread() // for Visit; the first time in a process that starts a thread
 	defer runtime.UnlockOSThread()
-	bootID()
 	if s.Ask != nil {
 		if s.Subnet, s.MTU, err = s.Ask(); err != nil {
 			return d.attached(ctx, host, s, id, more, err)

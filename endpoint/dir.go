@@ -215,28 +215,28 @@ func (d *Dir) lock(ctx context.Context) (guard, error) {
 		f.Close()
 		return guard{}, fmt.Errorf("lock endpoint directory: %w", err)
 	}
-	if err := d.renew(); err != nil {
+	if err := d.renew(f.Volatile()); err != nil {
 		f.Close()
 		return guard{}, fmt.Errorf("renew endpoint directory after a reboot: %w", err)
 	}
 	return guard{f}, nil
 }
 
-// renew empties the directory of what an earlier boot left.
-func (d *Dir) renew() error {
-	path := filepath.Join(d.path, bootFile)
-	id, err := bootID()
-	if err != nil {
-		return err
-	}
-	was, err := kernel.ReadFile(path)
-	if err == nil && bytes.Equal(was, id) {
-		return nil
-	}
+// renew empties the directory of what an earlier boot left. One that a reboot empties by itself needs no note of the boot.
+func (d *Dir) renew(volatile bool) error {
+	was, err := kernel.ReadFile(filepath.Join(d.path, bootFile))
+	noted := err == nil
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err == nil {
+	if !noted && volatile {
+		return nil
+	}
+	id, err := bootID()
+	if err != nil || noted && bytes.Equal(was, id) {
+		return err
+	}
+	if noted {
 		files, err := d.files()
 		if err != nil {
 			return err

@@ -136,15 +136,15 @@ func (d *Dir) create(host *kernel.Conn, s Spec, id kernel.NSID, names []entry) (
 	if !s.Until.IsZero() && time.Now().After(s.Until) {
 		return nil, indexes{}, ErrLate
 	}
-	cursor := cursorFile + strings.ReplaceAll(s.Subnet.String(), "/", "_")
-	last := d.cursor(cursor)
-	if !last.IsValid() {
+	cursor := d.cursor(s.Subnet)
+	defer cursor.close()
+	if !cursor.last.IsValid() {
 		if err := forgetStrangers(s.Subnet); err != nil {
 			return nil, indexes{}, err
 		}
 	}
 	var ix indexes
-	c := choice{subnet: s.Subnet, requested: s.Requested, taken: names, last: last}
+	c := choice{subnet: s.Subnet, requested: s.Requested, taken: names, last: cursor.last}
 	a, err := c.choose(func(a netip.Addr) (string, error) {
 		h, err := routed(host, a)
 		ix = h.ix
@@ -160,9 +160,9 @@ func (d *Dir) create(host *kernel.Conn, s Spec, id kernel.NSID, names []entry) (
 	}
 	switch { // losing the cursor costs nothing but the order of addresses
 	case !s.Requested.IsValid():
-		d.setCursor(cursor, a)
-	case !last.IsValid():
-		d.setCursor(cursor, s.Subnet.Addr().Next()) // where the round begins
+		cursor.set(a)
+	case !cursor.last.IsValid():
+		cursor.set(s.Subnet.Addr().Next()) // where the round begins
 	}
 	return h, ix, nil
 }
@@ -200,18 +200,47 @@ func forgetStrangers(subnet netip.Prefix) error {
 	})
 }
 
-// cursor returns the address given out last, zero when that is not known.
-func (d *Dir) cursor(file string) netip.Addr {
-	b, err := kernel.ReadFile(filepath.Join(d.path, file))
-	if err != nil {
-		return netip.Addr{}
-	}
-	a, _ := netip.ParseAddr(string(b))
-	return a
+// cursor is the file that says which address of a subnet was given out last.
+type cursor struct {
+	path string
+	f    *kernel.File // nil when there is none yet
+	last netip.Addr   // zero when that is not known
 }
 
-func (d *Dir) setCursor(file string, a netip.Addr) {
-	kernel.WriteFile(filepath.Join(d.path, file), []byte(a.String()), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+// cursorSize is that of the file in bytes, whatever the address: it is written over, never made shorter.
+const cursorSize = len("255.255.255.255\n")
+
+func (d *Dir) cursor(subnet netip.Prefix) cursor {
+	c := cursor{path: filepath.Join(d.path, cursorFile+strings.ReplaceAll(subnet.String(), "/", "_"))}
+	f, err := kernel.OpenFile(c.path, os.O_RDWR, 0)
+	if err != nil {
+		return c
+	}
+	c.f = f
+	b := make([]byte, cursorSize)
+	if n, err := f.Read(b); err == nil {
+		c.last, _ = netip.ParseAddr(strings.TrimSpace(string(b[:n])))
+	}
+	return c
+}
+
+func (c cursor) set(a netip.Addr) {
+	b := []byte(a.String())
+	for len(b) < cursorSize-1 {
+		b = append(b, ' ')
+	}
+	b = append(b, '\n')
+	if c.f != nil {
+		c.f.Overwrite(b)
+	} else {
+		kernel.WriteFile(c.path, b, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	}
+}
+
+func (c cursor) close() {
+	if c.f != nil {
+		c.f.Close()
+	}
 }
 
 // write makes a record's file and returns it locked. It has its name only when it is whole.

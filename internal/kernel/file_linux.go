@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"io/fs"
@@ -96,6 +97,20 @@ func (f *File) Is(path string) (bool, error) {
 		return false, &fs.PathError{Op: "lstat", Path: path, Err: err}
 	}
 	return ours.Dev == now.Dev && ours.Ino == now.Ino, nil
+}
+
+// Volatile reports whether the file is on a file system that lives in memory, which a reboot empties.
+func (f *File) Volatile() bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(int(f.fd.Load()), &st) == nil && (st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC)
+}
+
+// Overwrite writes p over the beginning of the file, by one call.
+func (f *File) Overwrite(p []byte) error {
+	if n, err := unix.Pwrite(int(f.fd.Load()), p, 0); err != nil || n < len(p) {
+		return &fs.PathError{Op: "write", Path: f.path, Err: cmp.Or(err, io.ErrShortWrite)}
+	}
+	return nil
 }
 
 // read and write call package syscall, as package net does: the race detector then sees that what is read was written before.
