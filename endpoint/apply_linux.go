@@ -24,7 +24,7 @@ func (d *Dir) wire(host *kernel.Conn, r Record, ix indexes, ns *kernel.NS) error
 	if err := disableIPv6(r.Device); err != nil {
 		return err
 	}
-	return ns.Visit(func() error { return wireContainer(r, ix.container) })
+	return ns.Visit(host, func() error { return wireContainer(r, ix.container) })
 }
 
 // wireHost makes both devices and the host's side of them. The number of the host's device was seen to be free: what follows

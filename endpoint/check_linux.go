@@ -71,7 +71,7 @@ func differences(host *kernel.Conn, r Record, ns *kernel.NS) ([]Difference, erro
 		return nil, err
 	}
 	diffs = append(diffs, sysctl("net/ipv4/ip_forward", "1")...)
-	err = ns.Visit(func() error {
+	err = ns.Visit(host, func() error {
 		inside, err := kernel.Dial(nil)
 		if err != nil {
 			return err

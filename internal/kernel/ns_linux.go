@@ -46,18 +46,43 @@ func OpenNS(path string) (*NS, error) {
 }
 
 // CurrentNS opens the namespace of the calling thread.
-func CurrentNS() (*NS, error) { return OpenNS(ownNS) }
+func CurrentNS() (*NS, error) {
+	fd, err := openOwn()
+	if err != nil {
+		return nil, fmt.Errorf("open own network namespace: %w", err)
+	}
+	return &NS{newFile(fd, ownNS)}, nil
+}
 
 // ownNS is the path of the calling thread's namespace.
 const ownNS = "/proc/thread-self/ns/net"
 
-// CurrentID returns what tells the namespace of the calling thread from others, without opening it.
-func CurrentID() (NSID, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(ownNS, &st); err != nil {
-		return NSID{}, fmt.Errorf("stat network namespace: %w", err)
+// openOwn opens the namespace of the calling thread. A new socket tells it (SIOCGSKNS, CAP_NET_ADMIN) in a tenth of the time
+// that it takes /proc to make entries for a process that nobody has looked at yet.
+func openOwn() (int, error) {
+	if s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
+		defer unix.Close(s)
+		return openOwnBy(s)
 	}
-	return NSID{uint64(st.Dev), st.Ino}, nil
+	return open(ownNS, unix.O_RDONLY, 0)
+}
+
+// openOwnBy is openOwn with a socket that was opened in that namespace.
+func openOwnBy(socket int) (int, error) {
+	if fd, err := unix.IoctlRetInt(socket, unix.SIOCGSKNS); err == nil {
+		return fd, nil
+	}
+	return open(ownNS, unix.O_RDONLY, 0)
+}
+
+// CurrentID returns what tells the namespace of the calling thread from others.
+func CurrentID() (NSID, error) {
+	ns, err := CurrentNS()
+	if err != nil {
+		return NSID{}, err
+	}
+	defer ns.Close()
+	return ns.ID()
 }
 
 // NewNS makes a namespace that nothing else refers to: it vanishes, with all that is in it, on Close.
@@ -126,22 +151,23 @@ func (n *NS) Do(fn func() error) error {
 }
 
 // Visit runs fn in the namespace on the calling thread and comes back. It is for programs that do one thing: it saves
-// the thread that Do makes. If there is no way back, the error says so and the thread stays locked to its goroutine.
-func (n *NS) Visit(fn func() error) error {
+// the thread that Do makes. home is a connection in the calling thread's namespace. If there is no way back, the error says so
+// and the thread stays locked to its goroutine.
+func (n *NS) Visit(home *Conn, fn func() error) error {
 	runtime.LockOSThread()
-	home, err := unix.Open(ownNS, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	back, err := openOwnBy(home.fd)
 	if err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("open own network namespace: %w", err)
 	}
-	defer unix.Close(home)
+	defer unix.Close(back)
 	if err := unix.Setns(n.FD(), unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("enter network namespace: %w", err)
 	}
 	err = fn()
-	if back := unix.Setns(home, unix.CLONE_NEWNET); back != nil {
-		return errors.Join(err, fmt.Errorf("leave network namespace: %w", back))
+	if stuck := unix.Setns(back, unix.CLONE_NEWNET); stuck != nil {
+		return errors.Join(err, fmt.Errorf("leave network namespace: %w", stuck))
 	}
 	runtime.UnlockOSThread()
 	return err

@@ -3,6 +3,7 @@ package kernel_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -132,9 +133,14 @@ func TestVisitComesBack(t *testing.T) {
 		if err != nil {
 			return err
 		}
+		home, err := kernel.Dial(nil)
+		if err != nil {
+			return err
+		}
+		defer home.Close()
 		failed := errors.New("failed")
 		var inside kernel.NSID
-		if err := ns.Visit(func() error { inside, err = threadNS(); return failed }); !errors.Is(err, failed) {
+		if err := ns.Visit(home, func() error { inside, err = threadNS(); return failed }); !errors.Is(err, failed) {
 			t.Errorf("error %v, want the function's", err)
 		}
 		after, err := threadNS()
@@ -147,13 +153,18 @@ func TestVisitComesBack(t *testing.T) {
 	}
 }
 
+// threadNS returns the calling thread's namespace by /proc, and an error if CurrentID has another opinion.
 func threadNS() (kernel.NSID, error) {
-	n, err := kernel.CurrentNS()
-	if err != nil {
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {
 		return kernel.NSID{}, err
 	}
-	defer n.Close()
-	return n.ID()
+	id := kernel.NSID{Dev: uint64(st.Dev), Ino: st.Ino}
+	got, err := kernel.CurrentID()
+	if err == nil && got != id {
+		err = fmt.Errorf("the namespace is %v, want %v", got, id)
+	}
+	return id, err
 }
 
 func TestQuery(t *testing.T) {
