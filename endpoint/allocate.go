@@ -57,7 +57,7 @@ type choice struct {
 	subnet    netip.Prefix
 	requested netip.Addr // zero: any
 	last      netip.Addr // the one given out before, zero when that is not known
-	taken     []entry
+	taken     listing
 }
 
 // choose returns a free address: the requested one, or the first free one after the last that was given out, so that a
@@ -67,23 +67,24 @@ func (c choice) choose(routed func(netip.Addr) (string, error)) (netip.Addr, err
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	held := make(map[netip.Addr]int, len(c.taken))
-	for i, e := range c.taken {
-		for _, a := range e.addresses {
-			held[a] = i
-		}
-	}
 	if c.requested.IsValid() {
-		return c.request(p, held, routed)
+		return c.request(p, routed)
 	}
 	if !p.contains(c.last) {
 		c.last = address(p.first) // the first address is given out last: earlier releases took it for a gateway's
 	}
 	var foreign []string
 	a := c.last
-	for range p.size() {
-		a = p.next(a)
-		if _, ok := held[a]; ok {
+	var held map[netip.Addr]bool // of all, once it is clear that many have to be passed over
+	for i := range p.size() {
+		if a = p.next(a); i == scans {
+			held = c.held()
+		}
+		if i < scans {
+			if _, ok := c.taken.holder(a); ok {
+				continue
+			}
+		} else if held[a] {
 			continue
 		}
 		by, err := routed(a)
@@ -98,13 +99,27 @@ func (c choice) choose(routed func(netip.Addr) (string, error)) (netip.Addr, err
 	return netip.Addr{}, c.full(p, foreign)
 }
 
-func (c choice) request(p pool, held map[netip.Addr]int, routed func(netip.Addr) (string, error)) (netip.Addr, error) {
+// scans is for how many addresses all names are looked through. The address after the last is nearly always free.
+const scans = 4
+
+// held returns the addresses that have a record.
+func (c choice) held() map[netip.Addr]bool {
+	held := make(map[netip.Addr]bool, len(c.taken))
+	for _, e := range c.taken.entries() {
+		for _, a := range e.addresses {
+			held[a] = true
+		}
+	}
+	return held
+}
+
+func (c choice) request(p pool, routed func(netip.Addr) (string, error)) (netip.Addr, error) {
 	a := c.requested
 	if !p.contains(a) {
 		return netip.Addr{}, fault.Invalidf("requested address %v is not one of this host's for containers: expected %v to %v", a, address(p.first), address(p.last))
 	}
-	if i, ok := held[a]; ok {
-		return netip.Addr{}, fault.Conflictf("requested address %v is taken by %v", a, c.taken[i].key)
+	if e, ok := c.taken.holder(a); ok {
+		return netip.Addr{}, fault.Conflictf("requested address %v is taken by %v", a, e.key)
 	}
 	by, err := routed(a)
 	if err != nil {
@@ -123,7 +138,7 @@ const shown = 16
 func (c choice) full(p pool, foreign []string) error {
 	var by []string
 	networks := map[string]int{}
-	for _, e := range c.taken {
+	for _, e := range c.taken.entries() {
 		for _, a := range e.addresses {
 			if p.contains(a) {
 				networks[e.key.Network]++

@@ -14,10 +14,11 @@ import (
 
 func nobody(netip.Addr) (string, error) { return "", nil }
 
-func held(addrs ...string) []entry {
-	var list []entry
+// held returns the names of records that have these addresses, and of what is no record but looks like one.
+func held(addrs ...string) listing {
+	list := listing{".lock", ".tmp-10.255.30.8", "10.255.30.8", "silk@10.255.30.8@eth0@10.255.30.80", "silk@c@eth0@210.255.30.8", "a+b@10.255.30.8"}
 	for i, a := range addrs {
-		list = append(list, entry{key: Key{"silk", fmt.Sprintf("c%d", i), "eth0"}, addresses: []netip.Addr{netip.MustParseAddr(a)}})
+		list = append(list, Key{"silk", fmt.Sprintf("c%d", i), "eth0"}.file([]netip.Prefix{netip.PrefixFrom(netip.MustParseAddr(a), 32)}))
 	}
 	return list
 }
@@ -25,7 +26,7 @@ func held(addrs ...string) []entry {
 func TestChoose(t *testing.T) {
 	for _, tt := range []struct {
 		subnet, requested, last string
-		taken                   []entry
+		taken                   listing
 		routed                  string
 		want                    string
 		kind                    fault.Kind
@@ -79,13 +80,14 @@ func TestChooseGivesEveryAddressOnceAndFreedOnesLast(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.last = a
-		c.taken = append(c.taken, entry{key: Key{"silk", a.String(), "eth0"}, addresses: []netip.Addr{a}})
+		c.taken = append(c.taken, Key{"silk", a.String(), "eth0"}.file([]netip.Prefix{netip.PrefixFrom(a, 32)}))
 		return a
 	}
 	for range 100 {
 		take()
 	}
-	freed := c.taken[50].addresses[0]
+	gone, _ := parseName(c.taken[50])
+	freed := gone.addresses[0]
 	c.taken = slices.Delete(c.taken, 50, 51)
 	for i := range 154 {
 		if a := take(); a == freed {
@@ -131,7 +133,12 @@ func TestNames(t *testing.T) {
 	if !ok || e.key != k || len(e.addresses) != 2 {
 		t.Errorf("parsed %+v %v", e, ok)
 	}
-	if _, ok := findKey([]entry{e}, Key{"silk", "c-1", "a"}); ok {
+	for _, a := range e.addresses {
+		if got, ok := (listing{"silk@c-2@eth0@10.255.30.20", file}).holder(a); !ok || got.key != k {
+			t.Errorf("%v is held by %v %v, want %v", a, got.key, ok, k)
+		}
+	}
+	if _, ok := (listing{file}).find(Key{"silk", "c-1", "a"}); ok {
 		t.Error("interface a was taken for a@b")
 	}
 	for _, bad := range []string{"", ".lock", ".x@c@eth0@10.0.0.1", "silk", "silk@c1@eth0", "silk@c1@eth0@", "silk@c1@@10.0.0.1", "@c1@eth0@10.0.0.1", "silk@@eth0@10.0.0.1", "silk@c1@eth0@010.0.0.1", "silk@c1@eth0@10.0.0.1+", "silk@c1@eth0@fe80::1%eth0"} {
@@ -172,8 +179,13 @@ func FuzzParseName(f *testing.F) {
 		if got := e.key.file(p); got != name {
 			t.Fatalf("%q became %q", name, got)
 		}
-		if _, ok := findKey([]entry{e}, e.key); !ok {
+		if got, ok := (listing{name}).find(e.key); !ok || got.key != e.key {
 			t.Fatalf("%q is not found by its own key", name)
+		}
+		for _, a := range e.addresses {
+			if got, ok := (listing{name}).holder(a); !ok || got.file != name {
+				t.Fatalf("%q is not found by its address %v", name, a)
+			}
 		}
 		recordOf(e)
 	})

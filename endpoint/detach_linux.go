@@ -161,7 +161,7 @@ func (d *Dir) Collect(ctx context.Context, network string, valid []Key, more fun
 		return 0, err
 	}
 	defer g.unlock()
-	names, err := d.sweep()
+	list, err := d.sweep()
 	if err != nil {
 		return 0, err
 	}
@@ -178,7 +178,7 @@ func (d *Dir) Collect(ctx context.Context, network string, valid []Key, more fun
 	c := collector{dir: d, host: host, more: more}
 	limit := make(chan struct{}, atOnce)
 	var wg sync.WaitGroup
-	for _, e := range names {
+	for _, e := range list.entries() {
 		if e.key.Network != network || keep[e.file[:strings.LastIndexByte(e.file, '@')+1]] {
 			continue
 		}

@@ -107,25 +107,22 @@ func (d *Dir) Has(a netip.Addr) (bool, error) {
 
 // find returns the entry of k.
 func (d *Dir) find(k Key) (entry, bool, error) {
-	names, err := d.entries()
+	list, err := d.live()
 	if err != nil {
 		return entry{}, false, err
 	}
-	e, ok := findKey(names, k)
+	e, ok := list.find(k)
 	return e, ok, nil
-}
-
-func findKey(names []entry, k Key) (entry, bool) {
-	p := k.prefix()
-	i := slices.IndexFunc(names, func(e entry) bool { return strings.HasPrefix(e.file, p) && !strings.Contains(e.file[len(p):], "@") })
-	if i < 0 {
-		return entry{}, false
-	}
-	return names[i], true
 }
 
 // entries returns what the names of the records tell, nothing if they are of an earlier boot.
 func (d *Dir) entries() ([]entry, error) {
+	list, err := d.live()
+	return list.entries(), err
+}
+
+// live returns the names in the directory, none if they are of an earlier boot.
+func (d *Dir) live() (listing, error) {
 	boot, err := kernel.ReadFile(filepath.Join(d.path, bootFile))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -136,26 +133,16 @@ func (d *Dir) entries() ([]entry, error) {
 			return nil, err
 		}
 	}
-	files, err := d.files()
-	if err != nil {
-		return nil, err
-	}
-	names := make([]entry, 0, len(files))
-	for _, f := range files {
-		if e, ok := parseName(f); ok {
-			names = append(names, e)
-		}
-	}
-	return names, nil
+	return d.files()
 }
 
-// files returns the names in the directory in no order.
-func (d *Dir) files() ([]string, error) {
-	names, err := kernel.ReadNames(d.path)
+// files returns the names in the directory.
+func (d *Dir) files() (listing, error) {
+	list, err := kernel.ReadNames(d.path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read endpoint directory: %w", err)
 	}
-	return names, nil
+	return list, nil
 }
 
 // bootID returns what tells this boot of the machine from others. An error must not be taken for another boot: all records would

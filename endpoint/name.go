@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"code.cloudfoundry.org/silk/lease/mac"
@@ -54,6 +55,46 @@ func parseName(file string) (e entry, ok bool) {
 		e.addresses = append(e.addresses, a)
 	}
 	return e, true
+}
+
+// listing is the names of files, in no order. Most questions about records need few of them parsed.
+type listing []string
+
+// entries parses all that are records'.
+func (n listing) entries() []entry {
+	list := make([]entry, 0, len(n))
+	for _, f := range n {
+		if e, ok := parseName(f); ok {
+			list = append(list, e)
+		}
+	}
+	return list
+}
+
+// find returns the entry of k.
+func (n listing) find(k Key) (entry, bool) {
+	p := k.prefix()
+	for _, f := range n {
+		if strings.HasPrefix(f, p) && !strings.Contains(f[len(p):], "@") {
+			if e, ok := parseName(f); ok {
+				return e, true
+			}
+		}
+	}
+	return entry{}, false
+}
+
+// holder returns the entry that has the address.
+func (n listing) holder(a netip.Addr) (entry, bool) {
+	text := a.String()
+	for _, f := range n {
+		if strings.HasSuffix(f, text) || strings.Contains(f, "+") && strings.Contains(f, text) {
+			if e, ok := parseName(f); ok && slices.Contains(e.addresses, a) {
+				return e, true
+			}
+		}
+	}
+	return entry{}, false
 }
 
 // Device returns the name of the host's end for a container's address: s- and three digits for each octet,

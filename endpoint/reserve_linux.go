@@ -96,15 +96,15 @@ func (d *Dir) reserve(ctx context.Context, host *kernel.Conn, s Spec, id kernel.
 		if err != nil {
 			return nil, indexes{}, err
 		}
-		names, err := d.sweep()
+		list, err := d.sweep()
 		if err != nil {
 			g.unlock()
 			return nil, indexes{}, err
 		}
-		e, there := findKey(names, s.Key)
+		e, there := list.find(s.Key)
 		if !there {
 			defer g.unlock()
-			return d.create(host, s, id, names)
+			return d.create(host, s, id, list)
 		}
 		g.unlock() // whoever works on the endpoint may take as long as it takes to remove a device
 		h, err := d.hold(ctx, e)
@@ -114,25 +114,19 @@ func (d *Dir) reserve(ctx context.Context, host *kernel.Conn, s Spec, id kernel.
 	}
 }
 
-// sweep returns the entries and removes what killed processes were writing. The directory is locked.
-func (d *Dir) sweep() ([]entry, error) {
-	files, err := d.files()
-	if err != nil {
-		return nil, err
-	}
-	names := make([]entry, 0, len(files))
-	for _, f := range files {
-		if e, ok := parseName(f); ok {
-			names = append(names, e)
-		} else if strings.HasPrefix(f, tempFile) {
+// sweep returns the names in the directory and removes what killed processes were writing. The directory is locked.
+func (d *Dir) sweep() (listing, error) {
+	list, err := d.files()
+	for _, f := range list {
+		if strings.HasPrefix(f, tempFile) {
 			os.Remove(filepath.Join(d.path, f))
 		}
 	}
-	return names, nil
+	return list, err
 }
 
 // create makes a new record. The directory is locked.
-func (d *Dir) create(host *kernel.Conn, s Spec, id kernel.NSID, names []entry) (*hold, indexes, error) {
+func (d *Dir) create(host *kernel.Conn, s Spec, id kernel.NSID, list listing) (*hold, indexes, error) {
 	if !s.Until.IsZero() && time.Now().After(s.Until) {
 		return nil, indexes{}, ErrLate
 	}
@@ -144,7 +138,7 @@ func (d *Dir) create(host *kernel.Conn, s Spec, id kernel.NSID, names []entry) (
 		}
 	}
 	var ix indexes
-	c := choice{subnet: s.Subnet, requested: s.Requested, taken: names, last: cursor.last}
+	c := choice{subnet: s.Subnet, requested: s.Requested, taken: list, last: cursor.last}
 	a, err := c.choose(func(a netip.Addr) (string, error) {
 		h, err := routed(host, a)
 		ix = h.ix
