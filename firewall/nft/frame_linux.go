@@ -13,11 +13,12 @@ import (
 //
 //	forward      from the overlay (from-overlay): established, or to a container and judged by its destination
 //	             from a container: is the source its own? Then, by its tag, from-TAG:
-//	               to another host: the tag is put on it; new ones by to-overlay
-//	               to a container here: established, or the same and judged at once
+//	               to a container here: established, or the tag is put on it and it is judged at once
+//	               to another host (from-TAG-away): the tag is put on it (to-overlay)
 //	               to anything else: no VXLAN, nothing that belongs in the overlay (to-outside)
 //	             all else by others
-//	destinations the address finds to-TAG of its group; there (tag, protocol, port) is looked up. Without policy it finds to-any
+//	destinations the address finds to-TAG of its group; there (tag, protocol, port) is looked up, in the first place for streams that
+//	             are known, if without answers. Without policy it finds to-any
 //	allow        the connection keeps the tag of who began it
 //	input        what containers may reach of the host itself
 //	errors       what containers say of packets that did not arrive: only of their own connections
@@ -175,6 +176,8 @@ func (f frame) chains() []chain {
 		// The kernel takes an ICMP error for part of the connection that it speaks of, whoever sends it, if that one's sender is who it is
 		// sent to. (In ct state established there are none, nor are there echo requests.)
 		newChain(chainErrors, noHook,
+			// ct state established accept
+			newRule(isEstablished(), accept()),
 			// ct state related iifname . ct reply ip saddr @own accept
 			newRule(related(), ownEndOf(replyTuple, setOwn), accept()),
 			// ct state related iifname . ct original ip saddr @own accept
@@ -189,11 +192,13 @@ func (f frame) chains() []chain {
 }
 
 func (f frame) toOverlay() []rule {
-	// ct state established accept
-	rules := []rule{newRule(isEstablished(), accept())}
+	var rules []rule
 	if f.ended {
-		// ip saddr . th sport . ip daddr . th dport . meta l4proto @ended goto refuse-ended
-		rules = append(rules, newRule(endedIn(setEnded), refuse(Ended)))
+		rules = append(rules,
+			// ct state established accept
+			newRule(isEstablished(), accept()),
+			// ip saddr . th sport . ip daddr . th dport . meta l4proto @ended goto refuse-ended
+			newRule(endedIn(setEnded), refuse(Ended)))
 	}
 	return append(rules,
 		// icmp type != echo-request goto errors
@@ -315,19 +320,16 @@ func refusing() []chain {
 // fromChain returns the name of the chain of what a group's members here send.
 func fromChain(tag identity.Tag) string { return "from-" + tag.String() }
 
-// from returns that chain. Only what enters the overlay gets the tag: the marks of all else are not ours.
-func from(vtep string, tag identity.Tag) chain {
-	out := chainOverlay
-	if tag == 0 {
-		out = chainUntagged
-	}
+// awayChain returns the name of the chain of what of it goes to no container on this host.
+func awayChain(tag identity.Tag) string { return fromChain(tag) + "-away" }
+
+// from returns the chain of what a group's members here send. Only what enters the overlay gets the tag: the marks of all else are not ours.
+func from(tag identity.Tag) chain {
 	return newChain(fromChain(tag), noHook,
-		// oifname "s-*" ct state established accept
-		newRule(oifname(containers), isEstablished(), accept()),
-		// oifname "silk-vtep" meta mark set meta mark & 0xffff0000 | 0x00000007 goto to-overlay
-		newRule(oifname(vtep), setTag(uint32(tag)), goTo(out)),
-		// oifname != "s-*" goto to-outside
-		newRule(oifnameNot(containers), goTo(chainOutside)),
+		// oifname != "s-*" goto from-0007-away
+		newRule(oifnameNot(containers), goTo(awayChain(tag))),
+		// ct state established accept
+		newRule(isEstablished(), accept()),
 		// icmp type != echo-request goto errors
 		newRule(icmpAnswer(), goTo(chainErrors)),
 		// meta mark set meta mark & 0xffff0000 | 0x00000007 ip daddr vmap @destinations
@@ -337,16 +339,33 @@ func from(vtep string, tag identity.Tag) chain {
 	)
 }
 
+// away returns the chain of what they send to other hosts, whose tables judge it, and to the outside.
+func away(vtep string, tag identity.Tag) chain {
+	out := chainOverlay
+	if tag == 0 {
+		out = chainUntagged
+	}
+	return newChain(awayChain(tag), noHook,
+		// oifname "silk-vtep" meta mark set meta mark & 0xffff0000 | 0x00000007 goto to-overlay
+		newRule(oifname(vtep), setTag(uint32(tag)), goTo(out)),
+		// goto to-outside
+		newRule(goTo(chainOutside)),
+	)
+}
+
 // toChain returns the name of the chain that judges what the members of a group here are sent; allowSet that of the set it looks into.
 func toChain(tag identity.Tag) string  { return "to-" + tag.String() }
 func allowSet(tag identity.Tag) string { return "allow-" + tag.String() }
 
 // to returns the chain of a group; allow is the set of single ports that it has, "" for none.
-func to(tag identity.Tag, allow string, ranges rangesRule) chain {
+func to(connMask uint32, tag identity.Tag, allow string, ranges rangesRule) chain {
 	var rules []rule
 	if allow != "" {
-		// meta mark & 0x0000ffff . meta l4proto . th dport @allow-0007 goto allow
-		rules = append(rules, newRule(allowedIn(allow, false), goTo(chainAllow)))
+		rules = append(rules,
+			// ct mark & 0x0000ffff != 0x00000000 meta mark & 0x0000ffff . meta l4proto . th dport @allow-0007 accept
+			newRule(connMark(expr.CmpOpNeq, connMask), allowedIn(allow, false), accept()),
+			// meta mark & 0x0000ffff . meta l4proto . th dport @allow-0007 goto allow
+			newRule(allowedIn(allow, false), goTo(chainAllow)))
 	}
 	switch {
 	case ranges.shards > 1:

@@ -142,7 +142,8 @@ func (b *builder) wish(f frame, rs *firewall.Ruleset, have map[string]*set) *wis
 	}
 	w := &wish{frame: f, chains: slices.Clone(b.static), sets: small(rs)}
 	for _, tag := range senders(rs) {
-		w.chains = append(w.chains, b.chain(fromChain(tag), func() chain { return from(f.vtep, tag) }))
+		w.chains = append(w.chains, b.chain(fromChain(tag), func() chain { return from(tag) }),
+			b.chain(awayChain(tag), func() chain { return away(f.vtep, tag) }))
 	}
 	if rs.Unrestricted {
 		return w
@@ -158,7 +159,7 @@ func (b *builder) wish(f frame, rs *firewall.Ruleset, have map[string]*set) *wis
 			rule = b.ranges(w, g.Tag, ranges, have)
 		}
 		key := toChain(g.Tag) + " " + allowName + " " + rule.set
-		w.chains = append(w.chains, b.chain(key, func() chain { return to(g.Tag, allowName, rule) }))
+		w.chains = append(w.chains, b.chain(key, func() chain { return to(f.connMask, g.Tag, allowName, rule) }))
 	}
 	return w
 }
