@@ -1,8 +1,9 @@
 // Package firewall measures what the packets of containers pay for the firewall and what its changes cost.
 //
 // Traffic runs between containers in namespaces of its own, on one host and across two, four times side by side: without any firewall,
-// with connection tracking and no rules, with 10 policies and with 60,000 of which the one that is used came last. Each round
-// measures all four in turn; what is judged is the median of the rounds' ratios.
+// with connection tracking and no rules, with 10 policies and with 60,000 of which the one that is used came last. They take turns of some
+// milliseconds, so that what else the machine does meets all alike: a turn's ratio is of two rates measured one after the other, a round's ratio the
+// median of its turns', and what is judged is the median of the rounds'.
 package firewall
 
 import (
@@ -11,6 +12,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"runtime"
 	"time"
 
 	"code.cloudfoundry.org/silk/bench"
@@ -125,8 +127,8 @@ func variants(ctx context.Context) (vs []*variant, err error) {
 
 const (
 	rounds = 9
-	turns  = 5 // of each variant in a round
-	length = 100 * time.Millisecond
+	turns  = 25 // of each variant in a round
+	length = 20 * time.Millisecond
 )
 
 // bars are what the rates at 60,000 policies must reach of those of other variants: requests, connections, packets.
@@ -147,15 +149,9 @@ func traffic(ctx context.Context, r *bench.Report) error {
 	}
 	for _, p := range []struct{ name, from, to string }{{"same", "a1", "a2"}, {"across", "a1", "b1"}} {
 		for i, m := range measures {
-			rates := map[string][]rate{}
-			for range rounds {
-				round, err := m.round(ctx, vs, p.from, p.to)
-				if err != nil {
-					return err
-				}
-				for name, x := range round {
-					rates[name] = append(rates[name], x)
-				}
+			rates, err := m.all(ctx, vs, p.from, p.to)
+			if err != nil {
+				return err
 			}
 			for _, base := range []string{"none", "tracking", "10"} {
 				judge(r, fmt.Sprintf("firewall.%s.%s.60000_of_%s", p.name, m.name, base), rates["60000"], rates[base], bars[p.name][base][i])
@@ -165,34 +161,62 @@ func traffic(ctx context.Context, r *bench.Report) error {
 	return nil
 }
 
-// round measures every variant some times for a short while, so that what else the machine does at the time meets all alike.
-func (m measure) round(ctx context.Context, vs []*variant, from, to string) (map[string]rate, error) {
-	sums := map[string]rate{}
-	for turn := range turns {
-		for k := range vs {
-			v := vs[(k+turn)%len(vs)]
-			x, err := m.run(ctx, v.world, from, to, length)
-			if err != nil {
-				return nil, fmt.Errorf("with %s: %w", v.name, err)
-			}
-			sum := sums[v.name]
-			sums[v.name] = rate{sum.perSecond + x.perSecond/turns, sum.perCPU + x.perCPU/turns}
+// all measures every variant in rounds of turns and returns the rates of each by round and turn.
+func (m measure) all(ctx context.Context, vs []*variant, from, to string) (map[string][][]rate, error) {
+	runtime.LockOSThread() // processes end with the thread that started them
+	defer runtime.UnlockOSThread()
+	var open []*ends
+	defer func() {
+		for _, e := range open {
+			e.close()
+		}
+	}()
+	for _, v := range vs {
+		e, err := m.open(ctx, v.world, from, to)
+		open = append(open, e)
+		if err != nil {
+			return nil, fmt.Errorf("with %s: %w", v.name, err)
 		}
 	}
-	return sums, nil
+	rates := map[string][][]rate{}
+	for round := range rounds {
+		for _, v := range vs {
+			rates[v.name] = append(rates[v.name], nil)
+			if err := v.world.forget(); err != nil {
+				return nil, err
+			}
+		}
+		for turn := range turns {
+			for k := range vs {
+				i := (k + turn) % len(vs)
+				x, err := open[i].run(length)
+				if err != nil {
+					return nil, fmt.Errorf("with %s: %w", vs[i].name, err)
+				}
+				rates[vs[i].name][round] = append(rates[vs[i].name][round], x)
+			}
+		}
+	}
+	return rates, nil
 }
 
 // judge reports the median of the rounds' ratios, by the clock, which is what is promised, and by the CPU time that was spent, which a
 // machine that does other things too disturbs less.
-func judge(r *bench.Report, name string, ours, base []rate, bar float64) {
-	var rate, byClock, byCPU []float64
+func judge(r *bench.Report, name string, ours, base [][]rate, bar float64) {
+	var rates, byClock, byCPU []float64
 	for i := range ours {
-		rate = append(rate, ours[i].perSecond)
-		byClock = append(byClock, ours[i].perSecond/base[i].perSecond)
-		byCPU = append(byCPU, ours[i].perCPU/base[i].perCPU)
+		var perTurn, clock, cpu []float64
+		for j := range ours[i] {
+			perTurn = append(perTurn, ours[i][j].perSecond)
+			clock = append(clock, ours[i][j].perSecond/base[i][j].perSecond)
+			cpu = append(cpu, ours[i][j].perCPU/base[i][j].perCPU)
+		}
+		rates = append(rates, bench.Median(perTurn))
+		byClock = append(byClock, bench.Median(clock))
+		byCPU = append(byCPU, bench.Median(cpu))
 	}
 	v := bench.Median(byClock)
-	r.Add(name+".rate", bench.Median(rate), "1/s", math.NaN())
+	r.Add(name+".rate", bench.Median(rates), "1/s", math.NaN())
 	r.Bar(name, v, "ratio", math.NaN(), fmt.Sprintf(">= %.2f", bar), v >= bar)
 	r.Add(name+".cpu", bench.Median(byCPU), "ratio", math.NaN())
 	if os.Getenv("SILK_BENCH_VERBOSE") != "" {

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -43,38 +42,58 @@ type rate struct {
 	perCPU    float64 // operations for each second that both processes computed, their kernel work included
 }
 
-// run measures for a time from one container of w to another.
-func (m measure) run(ctx context.Context, w *world, from, to string, length time.Duration) (rate, error) {
-	if err := w.forget(); err != nil {
-		return rate{}, err
+// ends are two processes in two containers that measure whenever they are told to.
+type ends struct {
+	of             measure
+	server, client *exec.Cmd
+	toServer       io.WriteCloser
+	toClient       io.WriteCloser
+	ofServer       *bufio.Reader
+	ofClient       *bufio.Reader
+}
+
+// open starts both.
+func (m measure) open(ctx context.Context, w *world, from, to string) (*ends, error) {
+	e := &ends{of: m}
+	var err error
+	if e.server, e.toServer, e.ofServer, err = child(ctx, w.containers[to], "serve", m.name, m.serverOn, addresses[to]); err != nil {
+		return e, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	server, asked, said, err := child(ctx, w.containers[to], "serve", m.name, m.serverOn, addresses[to], length)
-	if err != nil {
-		return rate{}, err
+	if line, err := e.ofServer.ReadString('\n'); err != nil || line != "ready\n" {
+		return e, fmt.Errorf("server of %s: said %q: %w", m.name, line, err)
 	}
-	defer func() { cancel(); server.Wait() }()
-	if line, err := said.ReadString('\n'); err != nil || line != "ready\n" {
-		return rate{}, fmt.Errorf("server of %s: said %q: %w", m.name, line, err)
-	}
-	before := cpuOf(server.Process.Pid)
-	client, _, heard, err := child(ctx, w.containers[from], "call", m.name, m.client, addresses[to], length)
-	if err != nil {
-		return rate{}, err
-	}
+	e.client, e.toClient, e.ofClient, err = child(ctx, w.containers[from], "call", m.name, m.client, addresses[to])
+	return e, err
+}
+
+// run measures for a while.
+func (e *ends) run(length time.Duration) (rate, error) {
+	before := cpuOf(e.server.Process.Pid)
 	var n, seconds, cpu float64
-	_, err = fmt.Fscanln(heard, &n, &seconds, &cpu)
-	cpu += cpuOf(server.Process.Pid) - before
-	if m.name == "packets" && err == nil {
-		if err = asked.Close(); err == nil {
-			_, err = fmt.Fscanln(said, &n)
+	_, err := fmt.Fprintln(e.toClient, length.Nanoseconds())
+	if err == nil {
+		_, err = fmt.Fscanln(e.ofClient, &n, &seconds, &cpu)
+	}
+	cpu += cpuOf(e.server.Process.Pid) - before
+	if e.of.name == "packets" && err == nil {
+		if _, err = fmt.Fprintln(e.toServer); err == nil {
+			_, err = fmt.Fscanln(e.ofServer, &n)
 		}
 	}
-	if err = errors.Join(err, client.Wait()); err != nil {
-		return rate{}, fmt.Errorf("measure %s from %s to %s: %w", m.name, from, to, err)
+	if err != nil {
+		return rate{}, fmt.Errorf("measure %s: %w", e.of.name, err)
 	}
 	return rate{n / seconds, n / cpu}, nil
+}
+
+// close ends both processes.
+func (e *ends) close() {
+	for _, p := range []*exec.Cmd{e.client, e.server} {
+		if p != nil && p.Process != nil {
+			p.Process.Kill()
+			p.Wait()
+		}
+	}
 }
 
 // cpuOf returns the seconds that a process has computed.
@@ -86,9 +105,9 @@ func cpuOf(pid int) float64 {
 	return float64(ts.Nano()) / 1e9
 }
 
-func child(ctx context.Context, ns *kernel.NS, role, what string, cpu int, to netip.Addr, length time.Duration) (*exec.Cmd, io.Closer, *bufio.Reader, error) {
+func child(ctx context.Context, ns *kernel.NS, role, what string, cpu int, to netip.Addr) (*exec.Cmd, io.WriteCloser, *bufio.Reader, error) {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d %v %d %s", childVariable, role, what, cpu, to, length, path(ns)), "GODEBUG=asyncpreemptoff=1")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d %v %s", childVariable, role, what, cpu, to, path(ns)), "GODEBUG=asyncpreemptoff=1")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -104,9 +123,9 @@ func child(ctx context.Context, ns *kernel.NS, role, what string, cpu int, to ne
 // Child does what a process that Run starts must do, if this is one, and reports whether it was. main calls it first.
 func Child() bool {
 	var role, what, ns string
-	var cpu, length int
+	var cpu int
 	var to string
-	if _, err := fmt.Sscan(os.Getenv(childVariable), &role, &what, &cpu, &to, &length, &ns); err != nil {
+	if _, err := fmt.Sscan(os.Getenv(childVariable), &role, &what, &cpu, &to, &ns); err != nil {
 		return false
 	}
 	runtime.LockOSThread()
@@ -114,9 +133,20 @@ func Child() bool {
 	if err := enter(ns, cpu); err != nil {
 		fail(err)
 	}
-	end := ends[role+" "+what]
-	end(netip.MustParseAddr(to), time.Duration(length))
-	return true
+	a := netip.MustParseAddr(to)
+	if serve, ok := servers[what]; ok && role == "serve" {
+		serve()
+		return true
+	}
+	for in := bufio.NewReader(os.Stdin); ; {
+		var length time.Duration
+		if _, err := fmt.Fscanln(in, &length); err != nil {
+			return true
+		}
+		start, before := time.Now(), ownCPU()
+		n := callers[what](a, length)
+		fmt.Println(n, time.Since(start).Seconds(), ownCPU()-before)
+	}
 }
 
 func fail(err error) {
@@ -139,10 +169,10 @@ func enter(ns string, cpu int) error {
 	return unix.SchedSetaffinity(0, &set)
 }
 
-var ends = map[string]func(netip.Addr, time.Duration){
-	"serve requests": serveStream, "serve connections": serveStream, "serve packets": servePackets,
-	"call requests": callRequests, "call connections": callConnections, "call packets": callPackets,
-}
+var (
+	servers = map[string]func(){"requests": serveStream, "connections": serveStream, "packets": servePackets}
+	callers = map[string]func(netip.Addr, time.Duration) int{"requests": callRequests, "connections": callConnections, "packets": callPackets}
+)
 
 // sockaddr is a struct sockaddr_in.
 func sockaddr(a netip.Addr) *[16]byte {
@@ -195,7 +225,7 @@ func listening(typ int) uintptr {
 	return fd
 }
 
-func serveStream(netip.Addr, time.Duration) {
+func serveStream() {
 	fd, at := listening(unix.SOCK_STREAM), uintptr(unsafe.Pointer(&octet))
 	call("listen", unix.SYS_LISTEN, fd, 4096, 0)
 	fmt.Println("ready")
@@ -213,14 +243,14 @@ func serveStream(netip.Addr, time.Duration) {
 	}
 }
 
-func report(n int, start time.Time) {
+// ownCPU returns the seconds that this process has computed.
+func ownCPU() float64 {
 	var ts unix.Timespec
-	elapsed := time.Since(start).Seconds()
 	unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &ts)
-	fmt.Println(n, elapsed, float64(ts.Nano())/1e9)
+	return float64(ts.Nano()) / 1e9
 }
 
-func callRequests(to netip.Addr, length time.Duration) {
+func callRequests(to netip.Addr, length time.Duration) int {
 	fd := socket(unix.SOCK_STREAM)
 	noDelay(fd)
 	connect(fd, sockaddr(to))
@@ -228,10 +258,11 @@ func callRequests(to netip.Addr, length time.Duration) {
 	for ; time.Since(start) < length; n++ {
 		exchange(fd)
 	}
-	report(n, start)
+	call("close", unix.SYS_CLOSE, fd, 0, 0)
+	return n
 }
 
-func callConnections(to netip.Addr, length time.Duration) {
+func callConnections(to netip.Addr, length time.Duration) int {
 	a := sockaddr(to)
 	n, start := 0, time.Now()
 	for ; time.Since(start) < length; n++ {
@@ -241,7 +272,7 @@ func callConnections(to netip.Addr, length time.Duration) {
 		exchange(fd)
 		call("close", unix.SYS_CLOSE, fd, 0, 0)
 	}
-	report(n, start)
+	return n
 }
 
 // mmsg is a struct mmsghdr.
@@ -263,7 +294,8 @@ func messages(size int) *[burst]mmsg {
 	return &m
 }
 
-func callPackets(to netip.Addr, length time.Duration) {
+// callPackets sends; the server counts.
+func callPackets(to netip.Addr, length time.Duration) int {
 	fd := socket(unix.SOCK_DGRAM)
 	connect(fd, sockaddr(to))
 	unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 4<<20)
@@ -272,11 +304,12 @@ func callPackets(to netip.Addr, length time.Duration) {
 	for time.Since(start) < length {
 		unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(m)), burst, 0, 0, 0)
 	}
-	report(0, start)
+	call("close", unix.SYS_CLOSE, fd, 0, 0)
+	return 0
 }
 
-// servePackets counts what arrives until its standard input ends, and says how much it was.
-func servePackets(netip.Addr, time.Duration) {
+// servePackets counts what arrives, and says how much it was when it is asked and nothing is left.
+func servePackets() {
 	fd := listening(unix.SOCK_DGRAM)
 	unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20)
 	fmt.Println("ready")
@@ -289,8 +322,11 @@ func servePackets(netip.Addr, time.Duration) {
 			continue
 		}
 		if unix.Poll(polled, -1); polled[0].Revents == 0 && polled[1].Revents != 0 {
+			if k, _ := unix.Read(0, octet[:]); k <= 0 {
+				return
+			}
 			fmt.Println(n)
-			return
+			n = 0
 		}
 	}
 }
