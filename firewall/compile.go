@@ -13,30 +13,26 @@ import (
 )
 
 // Compile returns what a host with these endpoints has to enforce, and what of the input cannot be. It is pure; equal inputs give equal
-// rulesets, whatever their order.
-func Compile(in Input) (Ruleset, []Problem) {
-	c := compiler{in: in, max: cmp.Or(in.MaxTag, identity.MaxTag), tags: map[identity.Group]identity.Tag{}, owners: map[identity.Tag]identity.Group{}}
+// rulesets, whatever their order. Who compiles again and again what changes little does so by a Compiler.
+func Compile(in Input) (Ruleset, []Problem) { return new(Compiler).Compile(in) }
+
+// compiler is one compilation.
+type compiler struct {
+	in       Input
+	max      identity.Tag
+	out      Ruleset
+	problems []Problem
+}
+
+func begin(in Input) *compiler {
+	c := &compiler{in: in, max: cmp.Or(in.MaxTag, identity.MaxTag)}
 	c.out = Ruleset{Network: in.Network.Masked(), VTEP: in.VTEP, Unrestricted: in.Unrestricted}
 	if in.Router > c.max {
 		c.refuse("overlay ingress", fault.Invalidf("tag %v is above the highest tag to use, %v", in.Router, c.max))
 	} else {
 		c.out.Router = in.Router
 	}
-	here := c.endpoints()
-	rules := c.usable(here)
-	c.sources(here)
-	c.groups(rules)
-	c.services()
-	return c.out, c.problems
-}
-
-type compiler struct {
-	in       Input
-	max      identity.Tag
-	tags     map[identity.Group]identity.Tag // of groups that rules speak of
-	owners   map[identity.Tag]identity.Group
-	out      Ruleset
-	problems []Problem
+	return c
 }
 
 func (c *compiler) refuse(what string, err error) {
@@ -84,78 +80,14 @@ func (c *compiler) check(e Endpoint) error {
 	return nil
 }
 
-// usable returns the rules that touch a group here and can be enforced. What a rule says of its groups' tags holds for all of
-// them: a group that has two tags, or a tag that two groups have, is a problem, and such rules are left out.
-func (c *compiler) usable(here []Endpoint) []policy.Rule {
-	local := map[identity.Group]bool{}
+// sources says who is here. A group that may be sent nothing is none: its members' group is 0.
+func (c *compiler) sources(here []Endpoint, b *book) {
 	for _, e := range here {
-		local[e.Group] = true
-	}
-	delete(local, "")
-	rules := slices.DeleteFunc(slices.Clone(c.in.Rules), func(r policy.Rule) bool { return !local[r.Source] && !local[r.Destination] })
-	slices.SortFunc(rules, func(a, b policy.Rule) int {
-		return cmp.Or(policy.Compare(a.Policy, b.Policy), cmp.Compare(a.SourceTag, b.SourceTag), cmp.Compare(a.DestinationTag, b.DestinationTag))
-	})
-	rules = slices.Compact(rules)
-	rules = slices.DeleteFunc(rules, func(r policy.Rule) bool {
-		err := c.checkRule(r)
-		if err != nil {
-			c.refuse(r.String(), err)
-		}
-		return err != nil
-	})
-	doubtful := c.nameTags(rules)
-	return slices.DeleteFunc(rules, func(r policy.Rule) bool {
-		why := cmp.Or(doubtful[r.Source], doubtful[r.Destination])
-		if why != "" {
-			c.refuse(r.String(), fault.Conflictf("%s", why))
-		}
-		return why != ""
-	})
-}
-
-func (c *compiler) checkRule(r policy.Rule) error {
-	if err := r.Validate(); err != nil {
-		return err
-	}
-	for _, t := range []identity.Tag{r.SourceTag, r.DestinationTag} {
-		if t == 0 || t > c.max {
-			return fault.Invalidf("tag %v: expected 0001 to %v", t, c.max)
-		}
-	}
-	return nil
-}
-
-// nameTags learns the tags of groups and returns why some groups are in doubt.
-func (c *compiler) nameTags(rules []policy.Rule) map[identity.Group]string {
-	doubtful := map[identity.Group]string{}
-	learn := func(g identity.Group, t identity.Tag) {
-		if had, ok := c.tags[g]; ok && had != t {
-			doubtful[g] = fmt.Sprintf("group %.40q has two tags, %v and %v", string(g), had, t)
-		}
-		c.tags[g] = t
-		if o, ok := c.owners[t]; ok && o != g {
-			why := fmt.Sprintf("tag %v belongs to two groups, %.40q and %.40q", t, string(o), string(g))
-			doubtful[o], doubtful[g] = why, why
-		} else if t == c.out.Router {
-			doubtful[g] = fmt.Sprintf("tag %v is that of overlay ingress", t)
-		}
-		c.owners[t] = g
-	}
-	for _, r := range rules {
-		learn(r.Source, r.SourceTag)
-		learn(r.Destination, r.DestinationTag)
-	}
-	for g := range doubtful {
-		delete(c.tags, g)
-	}
-	return doubtful
-}
-
-func (c *compiler) sources(here []Endpoint) {
-	for _, e := range here {
-		tag := c.tags[e.Group]
+		tag := b.tags[e.Group].tag
 		c.out.Sources = append(c.out.Sources, Source{Address: e.Address, Device: e.Device, Tag: tag})
+		if len(b.allowed[e.Group]) == 0 {
+			tag = 0
+		}
 		c.out.Destinations = append(c.out.Destinations, Destination{Address: e.Address, Group: tag})
 		if c.out.Router == 0 {
 			continue
@@ -170,32 +102,19 @@ func (c *compiler) sources(here []Endpoint) {
 	c.out.Ingress = slices.Compact(c.out.Ingress)
 }
 
-// groups collects what each local group may be sent. A group that may be sent nothing is none: its members' group is 0.
-func (c *compiler) groups(rules []policy.Rule) {
-	local := map[identity.Tag]bool{}
-	for _, d := range c.out.Destinations {
-		local[d.Group] = true
-	}
-	allowed := map[identity.Tag][]Allow{}
-	for _, r := range rules {
-		if local[r.DestinationTag] {
-			allowed[r.DestinationTag] = append(allowed[r.DestinationTag], Allow{r.SourceTag, r.Protocol, r.Ports})
-		}
-	}
-	for tag, list := range allowed {
-		c.out.Groups = append(c.out.Groups, Group{tag, merge(list)})
+// groups says what each local group may be sent.
+func (c *compiler) groups(b *book) {
+	for g, list := range b.allowed {
+		c.out.Groups = append(c.out.Groups, Group{b.tags[g].tag, list})
 	}
 	slices.SortFunc(c.out.Groups, func(a, b Group) int { return cmp.Compare(a.Tag, b.Tag) })
-	for i, d := range c.out.Destinations {
-		if allowed[d.Group] == nil {
-			c.out.Destinations[i].Group = 0
-		}
-	}
 }
 
 // merge sorts allowances and joins those of one source and protocol that share ports.
 func merge(list []Allow) []Allow {
-	slices.SortFunc(list, CompareAllow)
+	if !slices.IsSortedFunc(list, CompareAllow) {
+		slices.SortFunc(list, CompareAllow)
+	}
 	out := list[:0]
 	for _, a := range list {
 		if n := len(out) - 1; n >= 0 && out[n].Source == a.Source && out[n].Protocol == a.Protocol && a.Ports.First <= out[n].Ports.Last {
