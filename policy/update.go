@@ -57,26 +57,26 @@ func (u Update) apply(held []Rule, sum Digest) ([]Rule, Digest, error) {
 		drop = append(drop, r.Policy)
 	}
 	slices.SortFunc(drop, Compare)
-	kept := make([]Rule, 0, len(held)+len(set))
-	from := 0
-	for _, p := range drop {
-		if i, ok := slices.BinarySearchFunc(held[from:], p, compareTo); ok {
-			kept = append(kept, held[from:from+i]...)
-			sum = sum.Remove(held[from+i])
-			from += i + 1
+	out := make([]Rule, 0, len(held)+len(set))
+	for len(drop) > 0 || len(set) > 0 {
+		var p Policy // the next one that goes, comes or both
+		switch {
+		case len(drop) > 0 && (len(set) == 0 || Compare(drop[0], set[0].Policy) <= 0):
+			p = drop[0]
+			drop = drop[1:]
+		default:
+			p = set[0].Policy
+		}
+		i, there := slices.BinarySearchFunc(held, p, compareTo)
+		out, held = append(out, held[:i]...), held[i:]
+		if there {
+			sum, held = sum.Remove(held[0]), held[1:]
+		}
+		if len(set) > 0 && set[0].Policy == p {
+			out, sum, set = append(out, set[0]), sum.Add(set[0]), set[1:]
 		}
 	}
-	kept = append(kept, held[from:]...)
-	out := kept
-	if len(set) > 0 {
-		out = make([]Rule, 0, len(kept)+len(set))
-		for _, r := range set {
-			i, _ := slices.BinarySearchFunc(kept, r.Policy, compareTo)
-			out = append(append(out, kept[:i]...), r)
-			kept, sum = kept[i:], sum.Add(r)
-		}
-		out = append(out, kept...)
-	}
+	out = append(out, held...)
 	if len(out) != u.Count || sum != u.Sum {
 		return nil, 0, fault.Invalidf("update to revision %v is not complete: %d policies with digest %v, expected %d with %v",
 			u.Revision, len(out), sum, u.Count, u.Sum)
