@@ -9,8 +9,10 @@ package firewall
 
 import (
 	"cmp"
+	"iter"
 	"net/netip"
 	"slices"
+	"unsafe"
 
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/policy"
@@ -137,6 +139,29 @@ func (r *Ruleset) Group(tag identity.Tag) *Group {
 func CompareAllow(a, b Allow) int {
 	return cmp.Or(cmp.Compare(a.Source, b.Source), cmp.Compare(a.Protocol, b.Protocol),
 		cmp.Compare(a.Ports.First, b.Ports.First), cmp.Compare(a.Ports.Last, b.Ports.Last))
+}
+
+// Missing yields those of a sorted list of allowances that another one lacks. Lists that share their memory, as those of a Compiler do that did
+// not change, cost nothing.
+func Missing(from, in []Allow) iter.Seq[Allow] {
+	return func(yield func(Allow) bool) {
+		if SameAllowed(from, in) {
+			return
+		}
+		for _, a := range from {
+			for len(in) > 0 && CompareAllow(in[0], a) < 0 {
+				in = in[1:]
+			}
+			if (len(in) == 0 || in[0] != a) && !yield(a) {
+				return
+			}
+		}
+	}
+}
+
+// SameAllowed reports whether two lists are one in memory. Lists with the same content may still be two.
+func SameAllowed(a, b []Allow) bool {
+	return len(a) == len(b) && unsafe.SliceData(a) == unsafe.SliceData(b)
 }
 
 // CompareSource orders sources by address and device.

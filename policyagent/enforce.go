@@ -18,6 +18,7 @@ import (
 
 // compiled is what the last pass has made, so that a pass that finds nothing new costs little.
 type compiled struct {
+	compiler  firewall.Compiler
 	version   uint64
 	endpoints []firewall.Endpoint
 	rules     firewall.Ruleset
@@ -134,7 +135,7 @@ func (a *agent) compile(eps []firewall.Endpoint, rules []policy.Rule, version ui
 	if a.cfg.Ingress {
 		in.Router = router
 	}
-	c.rules, c.problems = firewall.Compile(in)
+	c.rules, c.problems = c.compiler.Compile(in)
 	c.version, c.endpoints, c.fresh = version, eps, true
 }
 
@@ -179,10 +180,8 @@ func (c *compiled) note(first bool) {
 		if now := c.rules.Group(g.Tag); now != nil {
 			left = now.Allowed
 		}
-		for _, x := range g.Allowed {
-			if _, still := slices.BinarySearchFunc(left, x, firewall.CompareAllow); !still {
-				c.cut[x.Source] = true
-			}
+		for x := range firewall.Missing(g.Allowed, left) {
+			c.cut[x.Source] = true
 		}
 	}
 	for _, x := range was.Ingress {

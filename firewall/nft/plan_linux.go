@@ -97,7 +97,10 @@ func (p *planner) fillSets(w *wish, s *state) {
 			p.add(change{verb: "add", object: "set", name: want.name})
 			have = &set{}
 		}
-		more, less := difference(want.allow, have.allow, firewall.CompareAllow)
+		var more, less []firewall.Allow
+		if !firewall.SameAllowed(want.allow, have.allow) {
+			more, less = difference(want.allow, have.allow, firewall.CompareAllow)
+		}
 		moreElems, lessElems := difference(want.elems, have.elems, cmpElem)
 		if len(less)+len(lessElems) > 0 {
 			p.add(change{verb: "delete", object: "element", name: want.name, allow: less, elems: lessElems})
