@@ -51,3 +51,35 @@ func TestApplyAgreesWithAMap(t *testing.T) {
 		}
 	}
 }
+
+// TestDifferences: what Differences finds leads from one list to the other, and is nothing more.
+func TestDifferences(t *testing.T) {
+	for seed := range uint64(300) {
+		rng := rand.New(rand.NewPCG(seed, 2))
+		list := func() (out []Rule) {
+			for port := range uint16(1 + rng.IntN(12)) {
+				if rng.IntN(3) > 0 {
+					p := Policy{Source: "a", Destination: "b", Protocol: TCP, Ports: Ports{First: port + 1, Last: port + 1}}
+					out = append(out, Rule{Policy: p, SourceTag: identity.Tag(1 + rng.IntN(8)/7), DestinationTag: 9})
+				}
+			}
+			return out
+		}
+		want, have := list(), list()
+		set, gone := Differences(want, have)
+		var missing, extra []Rule
+		for _, r := range want {
+			if !slices.Contains(have, r) {
+				missing = append(missing, r)
+			}
+		}
+		for _, r := range have {
+			if !slices.Contains(want, r) {
+				extra = append(extra, r)
+			}
+		}
+		if !slices.Equal(set, missing) || !slices.Equal(gone, extra) {
+			t.Fatalf("%v from %v: set %v, want %v; gone %v, want %v", want, have, set, missing, gone, extra)
+		}
+	}
+}

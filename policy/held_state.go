@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"slices"
 	"time"
 
@@ -13,27 +12,23 @@ import (
 type HeldState struct {
 	Revision revision.Revision
 	Groups   []identity.Group // that the rules are of
-	Rules    []HeldRule
+	Listed   []Rule           // those of the last list, sorted by policy; shared with the Held, not to be changed
+	Absent   []HeldRule       // the others, sorted by policy
 }
 
-// HeldRule is a rule in a HeldState.
+// HeldRule is a rule in a HeldState that no current list has.
 type HeldRule struct {
 	Rule
-	Until time.Time // kept till then; zero: the last list has it
+	Until time.Time // kept till then
 }
 
-// State returns what h knows, the rules sorted by policy. That the next list has to be a complete one is not kept: the seal tells again.
+// State returns what h knows. That the next list has to be a complete one is not kept: the seal tells again.
 func (h *Held) State() HeldState {
-	s := HeldState{Revision: h.rev, Groups: slices.Clone(h.groups), Rules: make([]HeldRule, 0, len(h.listed)+len(h.absent))}
-	for _, r := range h.listed {
-		s.Rules = append(s.Rules, HeldRule{Rule: r})
-	}
+	s := HeldState{Revision: h.rev, Groups: slices.Clone(h.groups), Listed: h.listed}
 	for _, a := range h.absent {
-		s.Rules = append(s.Rules, HeldRule{a.rule, a.until})
+		s.Absent = append(s.Absent, HeldRule{a.rule, a.until})
 	}
-	if len(h.absent) > 0 {
-		slices.SortFunc(s.Rules, compareHeld)
-	}
+	slices.SortFunc(s.Absent, compareHeld)
 	return s
 }
 
@@ -43,18 +38,17 @@ func compareHeld(a, b HeldRule) int { return Compare(a.Policy, b.Policy) }
 func (s HeldState) Restore(interval time.Duration) *Held {
 	h := NewHeld(interval)
 	h.groups = slices.Compact(slices.Sorted(slices.Values(s.Groups)))
-	rules := slices.Clone(s.Rules)
-	slices.SortFunc(rules, func(a, b HeldRule) int { return cmp.Or(compareHeld(a, b), a.Until.Compare(b.Until)) })
-	rules = slices.CompactFunc(rules, func(a, b HeldRule) bool { return a.Policy == b.Policy })
-	sound := len(rules) == len(s.Rules)
-	for _, r := range rules {
-		switch {
-		case r.Validate() != nil || r.SourceTag == 0 || r.DestinationTag == 0:
-			sound = false
-		case !r.Until.IsZero():
+	sensible := func(r Rule) bool { return r.Validate() == nil && r.SourceTag != 0 && r.DestinationTag != 0 }
+	h.listed = sorted(s.Listed)
+	if slices.ContainsFunc(h.listed, func(r Rule) bool { return !sensible(r) }) {
+		h.listed = slices.DeleteFunc(slices.Clone(h.listed), func(r Rule) bool { return !sensible(r) })
+	}
+	sound := len(h.listed) == len(s.Listed)
+	for _, r := range s.Absent {
+		_, twice := h.absent[r.Policy]
+		_, listed := find(h.listed, r.Policy)
+		if sound = sound && !twice && !listed && sensible(r.Rule); sensible(r.Rule) && !listed {
 			h.absent[r.Policy] = absence{r.Rule, r.Until}
-		default:
-			h.listed = append(h.listed, r.Rule)
 		}
 	}
 	h.rev, h.broken, h.sum = s.Revision, !sound, Sum(h.listed)

@@ -84,6 +84,41 @@ func (u Update) apply(held []Rule, sum Digest) ([]Rule, Digest, error) {
 	return out, sum, nil
 }
 
+// Differences returns which rules are in want and not in have, and which in have and not in want. Both are sorted by policy, none twice; so are the
+// results. What is equal at both ends costs little.
+func Differences(want, have []Rule) (set, gone []Rule) {
+	for len(want) > 0 && len(have) > 0 && want[0] == have[0] {
+		want, have = want[1:], have[1:]
+	}
+	for len(want) > 0 && len(have) > 0 && want[len(want)-1] == have[len(have)-1] {
+		want, have = want[:len(want)-1], have[:len(have)-1]
+	}
+	for len(want) > 0 || len(have) > 0 {
+		c := 0
+		switch {
+		case len(have) == 0:
+			c = -1
+		case len(want) == 0:
+			c = 1
+		default:
+			c = Compare(want[0].Policy, have[0].Policy)
+		}
+		if c <= 0 && (c < 0 || want[0] != have[0]) {
+			set = append(set, want[0])
+		}
+		if c >= 0 && (c > 0 || want[0] != have[0]) {
+			gone = append(gone, have[0])
+		}
+		if c <= 0 {
+			want = want[1:]
+		}
+		if c >= 0 {
+			have = have[1:]
+		}
+	}
+	return set, gone
+}
+
 func compareTo(r Rule, p Policy) int { return Compare(r.Policy, p) }
 
 // sorted returns rules in order, of those with the same policy the last. It does not change the slice, which is returned as it is if

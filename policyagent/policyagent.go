@@ -76,7 +76,7 @@ type agent struct {
 	ns      *kernel.NS
 	table   *nft.Table
 	seen    sources
-	state   state
+	state   *state
 	input   firewall.Input // what does not change of it
 	adopted bool           // another agent's table was there at the start
 	nudged  chan struct{}  // ends a pause between questions to policy-server
@@ -100,7 +100,7 @@ type agent struct {
 
 // open makes the base table, then everything else that needs no server, in ns (nil: the process's own).
 func open(ctx context.Context, cfg Config, ns *kernel.NS, log *slog.Logger) (*agent, error) {
-	a := &agent{cfg: cfg, log: log, ns: ns, turn: make(chan struct{}), nudged: make(chan struct{}, 1), logging: cfg.C2CLogging}
+	a := &agent{cfg: cfg, log: log, ns: ns, turn: make(chan struct{}), nudged: make(chan struct{}, 1), logging: cfg.C2CLogging, state: &state{}}
 	if err := a.open(ctx); err != nil {
 		a.close()
 		return nil, err
@@ -185,7 +185,7 @@ func (a *agent) openState(ctx context.Context) error {
 	}
 	if err != nil {
 		a.log.Error("state directory cannot be used: a restart without policy-server will not know the policies of now", "error", err)
-		s = state{a.cfg.StateDir} // what is in it may be read: it is on a disk that has become read-only, say
+		s = &state{dir: a.cfg.StateDir} // what is in it may be read: it is on a disk that has become read-only, say
 	} else {
 		a.state = s
 		a.closers = append(a.closers, unlock)
@@ -197,7 +197,7 @@ func (a *agent) openState(ctx context.Context) error {
 	}
 	if v.held.Groups != nil {
 		a.held, a.router, a.known = v.held.Restore(watchWait), v.router, true
-		a.log.Info("policies restored", "revision", v.held.Revision, "policies", len(v.held.Rules))
+		a.log.Info("policies restored", "revision", v.held.Revision, "policies", len(v.held.Listed)+len(v.held.Absent))
 	}
 	return nil
 }

@@ -16,22 +16,22 @@ import (
 	"code.cloudfoundry.org/silk/revision"
 )
 
-func someState() saved {
-	rule := func(from, to identity.Group, tags [2]identity.Tag, p policy.Protocol, ports policy.Ports) policy.HeldRule {
-		return policy.HeldRule{Rule: policy.Rule{Policy: policy.Policy{Source: from, Destination: to, Protocol: p, Ports: ports}, SourceTag: tags[0], DestinationTag: tags[1]}}
-	}
-	v := saved{router: 9, held: policy.HeldState{
-		Revision: revision.Revision{Epoch: "e", Counter: 1 << 60}, Groups: []identity.Group{"a", "b"},
-		Rules: []policy.HeldRule{
-			rule("a", "b", [2]identity.Tag{1, 2}, policy.TCP, policy.Ports{First: 80, Last: 80}),
-			rule("\"<é>", "b", [2]identity.Tag{0xffff, 2}, policy.UDP, policy.Ports{First: 1, Last: 65535}),
-		},
-	}}
-	v.held.Rules[1].Until = time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
-	return v
+func stateRule(from, to identity.Group, tags [2]identity.Tag, p policy.Protocol, ports policy.Ports) policy.Rule {
+	return policy.Rule{Policy: policy.Policy{Source: from, Destination: to, Protocol: p, Ports: ports}, SourceTag: tags[0], DestinationTag: tags[1]}
 }
 
-func open2(t *testing.T, dir string) state {
+func someState() saved {
+	return saved{router: 9, held: policy.HeldState{
+		Revision: revision.Revision{Epoch: "e", Counter: 1 << 60}, Groups: []identity.Group{"a", "b"},
+		Listed: []policy.Rule{stateRule("a", "b", [2]identity.Tag{1, 2}, policy.TCP, policy.Ports{First: 80, Last: 80})},
+		Absent: []policy.HeldRule{{
+			Rule:  stateRule("\"<é>", "b", [2]identity.Tag{0xffff, 2}, policy.UDP, policy.Ports{First: 1, Last: 65535}),
+			Until: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
+		}},
+	}}
+}
+
+func open2(t *testing.T, dir string) *state {
 	t.Helper()
 	s, unlock, err := openState(t.Context(), dir)
 	if err != nil {
@@ -63,14 +63,14 @@ func TestStateComesBackAsItWas(t *testing.T) {
 
 func TestAStateThatIsNotWholeIsNotUsed(t *testing.T) {
 	var b bytes.Buffer
-	if err := writeSaved(&b, someState()); err != nil {
+	if _, err := writeSaved(&b, someState()); err != nil {
 		t.Fatal(err)
 	}
 	text := b.String()
 	for name, bad := range map[string]string{
 		"empty": "", "cut in a line": text[:len(text)-9], "a line less": text[:strings.LastIndex(strings.TrimSpace(text), "\n")],
 		"a changed port": strings.Replace(text, `"80"`, `"81"`, 1), "a changed tag": strings.Replace(text, `"0001"`, `"0003"`, 1),
-		"a line twice": text + text[strings.Index(text, "\n")+1:strings.LastIndex(strings.TrimSpace(text), "\n")], "no state at all": "hello\n",
+		"a line twice": text + text[strings.Index(text, "\n")+1:strings.LastIndex(strings.TrimSpace(text), "\n")] + "\n", "no state at all": "hello\n",
 	} {
 		if v, err := parseSaved(strings.NewReader(bad)); !errors.Is(err, fault.Invalid) {
 			t.Errorf("%s: %+v, %v, want it refused", name, v, err)
@@ -105,22 +105,23 @@ func TestWhatAKilledAgentWasWritingIsRemoved(t *testing.T) {
 
 func FuzzState(f *testing.F) {
 	var b bytes.Buffer
-	if err := writeSaved(&b, someState()); err != nil {
+	if _, err := writeSaved(&b, someState()); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(b.Bytes())
 	f.Add([]byte(`{"revision":"","groups":null,"count":0,"sum":"0000000000000000"}`))
+	f.Add([]byte(changed(f, f.TempDir(), 3)))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		v, err := parseSaved(bytes.NewReader(in))
 		if err != nil {
 			return
 		}
 		var out bytes.Buffer
-		if err := writeSaved(&out, v); err != nil {
+		if _, err := writeSaved(&out, v); err != nil {
 			t.Fatal(err)
 		}
 		again, err := parseSaved(&out)
-		if err != nil || len(again.held.Rules) != len(v.held.Rules) {
+		if err != nil || len(again.held.Listed) != len(v.held.Listed) || len(again.held.Absent) != len(v.held.Absent) {
 			t.Errorf("what was read cannot be written and read: %v", err)
 		}
 		v.held.Restore(time.Minute).Keep(time.Now())
