@@ -1,6 +1,7 @@
 package nft_test
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -181,4 +182,38 @@ func TestOddPackets(t *testing.T) {
 func (f *fleet) hearsFrom(host, container int, protocol byte) bool {
 	f.t.Helper()
 	return f.hearsOf(host, container, func(b []byte) bool { return b[9] == protocol && (protocol != 17 || len(b) != 32) })
+}
+
+// TestEchoesAreAnswered: where containers are open to each other, and to hosts, which may always ask.
+func TestEchoesAreAnswered(t *testing.T) {
+	f := newFleet(t, nft.Options{})
+	for i := range f.in {
+		f.in[i].Unrestricted = true
+	}
+	f.set(rule(1, 2, policy.UDP, 80, 80)) // so that they have tags
+	for host := range 2 {
+		from, to := f.w.Hosts[0].Address(1), f.w.Hosts[host].Address(2)
+		for i, x := range []struct {
+			by   int
+			from string
+			at   int
+			text []byte
+		}{
+			{0, f.w.Hosts[0].Device(1), host, firewalltest.IPv4(from, to, 1, []byte{8, 0, 0xf7, 0xff - byte(host), 0, byte(host), 0, 0})},
+			{host, f.w.Hosts[host].Device(2), 0, firewalltest.IPv4(to, from, 1, []byte{0, 0, 0xff, 0xff - byte(host), 0, byte(host), 0, 0})},
+		} {
+			if err := f.w.Hosts[x.by].SendIP(x.from, x.text); err != nil {
+				t.Fatal(err)
+			}
+			testkit.Within(t, 2*time.Second, func() string {
+				wrong := fmt.Sprintf("host %d: packet %d did not arrive; refused: %v", host, i, f.refused())
+				f.w.Hosts[x.at].HearIP(func(_ string, b []byte) {
+					if b[9] == 1 && slices.Equal(b[12:], x.text[12:]) {
+						wrong = ""
+					}
+				})
+				return wrong
+			})
+		}
+	}
 }
