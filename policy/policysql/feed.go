@@ -21,11 +21,13 @@ const (
 	showGap = 50 * time.Millisecond // between two moments at which watchers are told of changes
 )
 
-// entry is a change of one policy: it came, or it is gone.
+// entry is a change of one policy: it came, or it is gone. One that came and went between two looks at the database is unseen: it is in no view, but a watcher
+// that was at another server meanwhile may have it.
 type entry struct {
 	counter uint64
 	row     row
 	gone    bool
+	unseen  bool
 }
 
 func sortEntries(all []entry) {
@@ -132,8 +134,8 @@ func (f *feed) reset(v *view, entries []entry, floor uint64, verified time.Time)
 	f.move()
 }
 
-// apply takes over a new view, to which entries lead.
-func (f *feed) apply(v *view, entries []entry, verified time.Time) {
+// apply takes over a new view, to which entries lead. They are complete for what changed after floor, or what was complete before.
+func (f *feed) apply(v *view, entries []entry, floor uint64, verified time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.at, f.verified = v, verified
@@ -149,7 +151,10 @@ func (f *feed) apply(v *view, entries []entry, verified time.Time) {
 		}
 	}
 	if n := len(f.log); n > 2*maxLog {
-		f.trim(f.log[n-maxLog-1].counter)
+		floor = max(floor, f.log[n-maxLog-1].counter)
+	}
+	if floor > f.floor {
+		f.trim(floor)
 	}
 	f.move()
 }
@@ -182,10 +187,12 @@ func (s *set) reach(counter uint64) uint64 {
 
 // add counts a change in.
 func (s *set) add(e entry, hash policy.Digest) {
-	if e.gone {
+	switch {
+	case e.unseen:
+	case e.gone:
 		s.count--
 		s.sum -= hash
-	} else {
+	default:
 		s.count++
 		s.sum += hash
 	}

@@ -76,14 +76,14 @@ func TestFeedAgreesWithTheView(t *testing.T) {
 		next.head.Epoch = epoch
 		var entries []entry
 		for _, r := range c.remove {
-			entries = append(entries, entry{next.head.Counter, r, true})
+			entries = append(entries, entry{counter: next.head.Counter, row: r, gone: true})
 		}
 		for _, r := range c.add {
-			entries = append(entries, entry{next.head.Counter, r, false})
+			entries = append(entries, entry{counter: next.head.Counter, row: r})
 		}
 		log = append(log, entries...)
 		v = next
-		f.apply(v, entries, time.Now())
+		f.apply(v, entries, 0, time.Now())
 		switch rnd.IntN(60) {
 		case 0: // another store's changes made it forget where it was
 			floor := f.floor
@@ -145,7 +145,7 @@ func TestLogIsBounded(t *testing.T) {
 			c = change{remove: []row{r}}
 		}
 		v = v.with(c, revision.Revision{Epoch: "e", Counter: v.head.Counter + 1}, 0)
-		f.apply(v, []entry{{v.head.Counter, r, gone}}, time.Now())
+		f.apply(v, []entry{{counter: v.head.Counter, row: r, gone: gone}}, 0, time.Now())
 	}
 	if n := len(f.log); n < maxLog || n > 2*maxLog || len(f.recent) != 2 {
 		t.Errorf("%d changes and %d groups are remembered", n, len(f.recent))
@@ -186,8 +186,8 @@ func TestOnlyTouchedSetsWake(t *testing.T) {
 		_, wakes[g], _ = f.watch(sets[g], v.head, false)
 	}
 	v, c, _ := settle(t, v, newPool(9, 0), 1, request{op: create, policies: []policy.Policy{pol("a", "b", 1), pol("x", "y", 1)}})
-	entries := []entry{{v.head.Counter, c.add[0], false}, {v.head.Counter, c.add[1], false}}
-	f.apply(v, entries, time.Now())
+	entries := []entry{{counter: v.head.Counter, row: c.add[0]}, {counter: v.head.Counter, row: c.add[1]}}
+	f.apply(v, entries, 0, time.Now())
 	for g, wake := range wakes {
 		select {
 		case <-wake:

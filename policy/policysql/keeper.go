@@ -193,12 +193,12 @@ func (k *keeper) commit(ctx context.Context, c change) error {
 	k.at = to
 	entries := make([]entry, 0, len(c.remove)+len(c.add))
 	for _, r := range c.remove {
-		entries = append(entries, entry{to.Counter, r, true})
+		entries = append(entries, entry{counter: to.Counter, row: r, gone: true})
 	}
 	for _, r := range c.add {
-		entries = append(entries, entry{to.Counter, r, false})
+		entries = append(entries, entry{counter: to.Counter, row: r})
 	}
-	k.s.feed.apply(k.s.feed.view().with(c, to.Revision, to.stamp), entries, start)
+	k.s.feed.apply(k.s.feed.view().with(c, to.Revision, to.stamp), entries, 0, start)
 	return nil
 }
 
@@ -272,10 +272,13 @@ func (k *keeper) follow(st *stored, start time.Time) {
 	if st.Revision == k.at.Revision {
 		return
 	}
+	var gone []storedRow // which are in no view
 	for _, r := range st.rows {
 		if old, ok := k.row(r); ok && v.has(old.policy()) {
 			c.remove = append(c.remove, old)
-			entries = append(entries, entry{r.changed, old, true})
+			entries = append(entries, entry{counter: r.changed, row: old, gone: true})
+		} else if r.gone {
+			gone = append(gone, r)
 		}
 	}
 	for _, g := range st.groups {
@@ -300,12 +303,21 @@ func (k *keeper) follow(st *stored, start time.Time) {
 			continue
 		}
 		c.add = append(c.add, now)
-		entries = append(entries, entry{r.changed, now, false})
+		entries = append(entries, entry{counter: r.changed, row: now})
+	}
+	floor := uint64(0)
+	of := st.owners()
+	for _, r := range gone {
+		if now, ok := k.former(r, of); ok {
+			entries = append(entries, entry{counter: r.changed, row: now, gone: true, unseen: true})
+		} else {
+			floor = max(floor, r.changed)
+		}
 	}
 	k.at = st.state
 	k.s.note(st.invalid, false)
 	sortEntries(entries)
-	k.s.feed.apply(v.with(c, st.Revision, st.stamp), entries, start)
+	k.s.feed.apply(v.with(c, st.Revision, st.stamp), entries, floor, start)
 }
 
 // place takes over a row of silk_policy_groups, and returns the group if it is one. A tag that was freed after the present time, by a clock that has gone back
@@ -331,22 +343,53 @@ func (k *keeper) row(r storedRow) (row, bool) {
 	return newRow(s, d, r.ports, r.protocol), s != nil && d != nil
 }
 
+// owner is whose a tag is, or was last, and the counter at which it got it.
+type owner struct {
+	*group
+	since uint64
+}
+
+// owners returns those of the tags that were read.
+func (st *stored) owners() map[identity.Tag]owner {
+	of := make(map[identity.Tag]owner, len(st.groups))
+	for _, g := range st.groups {
+		o := owner{since: g.assigned}
+		if !g.bad {
+			o.group = newGroup(g.Tagged)
+		}
+		of[g.Tag] = o
+	}
+	return of
+}
+
+// former returns a removed row with the groups whose it was. It is not ok when nobody can tell any more.
+func (k *keeper) former(r storedRow, of map[identity.Tag]owner) (row, bool) {
+	whose := func(t identity.Tag) *group {
+		o, read := of[t]
+		switch {
+		case !read:
+			return k.byTag[t]
+		case o.since > r.changed:
+			return nil
+		}
+		return cmp.Or(k.byTag[t], o.group)
+	}
+	s, d := whose(r.source), whose(r.destination)
+	return newRow(s, d, r.ports, r.protocol), s != nil && d != nil
+}
+
 // load replaces everything by what was read.
 func (k *keeper) load(st *stored, start time.Time) {
 	was, tags, again := k.byTag, k.s.tags.states(), k.at.Epoch != ""
 	k.byTag = make([]*group, int(identity.MaxTag)+1)
 	k.s.tags.reset()
 	groups := make([]*group, 0, len(st.groups))
-	former := map[identity.Tag]*group{}
-	assigned := make(map[identity.Tag]uint64, len(st.groups))
 	for _, g := range st.groups {
-		assigned[g.Tag] = g.assigned
 		if now := k.place(g, st.now()); now != nil {
 			groups = append(groups, now)
-		} else if g.free && !g.bad {
-			former[g.Tag] = newGroup(g.Tagged)
 		}
 	}
+	of := st.owners()
 	floor := st.pruned
 	if cut := len(st.rows) - maxLog; cut > 0 {
 		floor = max(floor, st.rows[cut-1].changed)
@@ -355,9 +398,8 @@ func (k *keeper) load(st *stored, start time.Time) {
 	for _, r := range st.rows {
 		now, ok := k.row(r)
 		if r.gone {
-			now = newRow(cmp.Or(now.source, former[r.source]), cmp.Or(now.destination, former[r.destination]), r.ports, r.protocol)
-			if now.source == nil || now.destination == nil || assigned[r.source] > r.changed || assigned[r.destination] > r.changed {
-				floor = max(floor, r.changed) // nobody can be told any more of whom it was
+			if now, ok = k.former(r, of); !ok {
+				floor = max(floor, r.changed)
 				continue
 			}
 		} else if !ok {
@@ -366,7 +408,7 @@ func (k *keeper) load(st *stored, start time.Time) {
 		} else {
 			rows = append(rows, now)
 		}
-		entries = append(entries, entry{r.changed, now, r.gone})
+		entries = append(entries, entry{counter: r.changed, row: now, gone: r.gone})
 	}
 	if again && (st.Epoch != k.at.Epoch || st.Counter < k.at.Counter || len(k.held) > 0) {
 		k.remember(was, tags, st.now())

@@ -1,6 +1,7 @@
 package policysql_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -291,4 +292,49 @@ func TestRestartForgetsNothing(t *testing.T) {
 			t.Errorf("%v and %v: tag %v was free for too short a time", got["n"], got["m"], freed.Tag)
 		}
 	})
+}
+
+// TestAServerTellsOfWhatItNeverSaw has a policy come and go between two looks of a server at the database. A watcher that has it from another server must be
+// told by this one that it is gone, also when its groups are gone with it or its tags are others' by now.
+func TestAServerTellsOfWhatItNeverSaw(t *testing.T) {
+	eachEngine(t, func(t *testing.T, db sqldb.Config) {
+		quick := config(db)
+		quick.Quarantine = time.Microsecond
+		s := open(t, quick)
+		create(t, s, policytest.Of(t, "a x tcp 1"), policytest.Of(t, "b x tcp 1"))
+		for _, c := range []struct{ name, goes, comes string }{
+			{"its groups stay", "a b tcp 2", "b a udp 1"},
+			{"its groups go", "c d tcp 2", "b a udp 2"},
+			{"its tags are others' by now", "e f tcp 2", "g h udp 3"},
+		} {
+			ask := policy.Ask{Groups: []identity.Group{"a", "b", "c", "d", "e", "f"}}
+			var before policy.Update                                // what s tells while the policy is there
+			other, stop := start(t, quick, func(*policysql.Store) { // it has looked, and does again when it runs
+				create(t, s, policytest.Of(t, c.goes))
+				before = watch(t, s, ask)
+				remove(t, s, policytest.Of(t, c.goes))
+				create(t, s, policytest.Of(t, c.comes))
+			})
+			policytest.Eventually(t, "the other server follows", func() bool { return snapshot(t, other).Revision == snapshot(t, s).Revision })
+			want := watch(t, s, ask).Set
+			ask.Since = before.Revision
+			got, err := watch(t, other, ask).Apply(before.Set)
+			if err != nil || !slices.Equal(got, want) {
+				t.Errorf("%s: told so that %v are held (%v), want %v", c.name, got, err, want)
+			}
+			stop()
+		}
+	})
+}
+
+// watch asks, and waits a second at most.
+func watch(t testing.TB, s *policysql.Store, ask policy.Ask) policy.Update {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	u, err := s.Watch(ctx, ask)
+	if err != nil {
+		t.Fatalf("watch: %v", err)
+	}
+	return u
 }
