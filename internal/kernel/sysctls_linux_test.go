@@ -221,6 +221,8 @@ func TestHasTable(t *testing.T) {
 
 // TestHasTableWithRules: a table that was flushed has its chains still, and judges nothing.
 func TestHasTableWithRules(t *testing.T) {
+	_, err := exec.LookPath("nft")
+	testkit.Require(t, "nft", err)
 	ns := newNS(t)
 	for _, step := range []struct {
 		command string
@@ -228,12 +230,19 @@ func TestHasTableWithRules(t *testing.T) {
 	}{
 		{"add table inet t; add chain inet t a { type filter hook forward priority 0; }; add rule inet t a drop", false},
 		{"add chain inet t b", false},
-		{"add rule inet t b jump a; add chain inet t c; add rule inet t c drop", true},
+		{"add chain inet t c; add rule inet t c drop; add rule inet t b jump c", true},
 		{"flush chain inet t b", false},
 		{"add rule inet t b drop; flush table inet t", false},
 	} {
-		if err := ns.Do(func() error { return exec.Command("nft", step.command).Run() }); err != nil {
-			testkit.Require(t, "nft", err)
+		err := ns.Do(func() error {
+			out, err := exec.Command("nft", step.command).CombinedOutput()
+			if err != nil {
+				err = fmt.Errorf("nft %s: %w: %s", step.command, err, out)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
 		if there, err := kernel.HasTable(ns, "t", "a", "b"); err != nil || there != step.want {
 			t.Errorf("after %q: %v %v", step.command, there, err)
