@@ -350,9 +350,9 @@ type owner struct {
 }
 
 // owners returns those of the tags that were read.
-func (st *stored) owners() map[identity.Tag]owner {
-	of := make(map[identity.Tag]owner, len(st.groups))
-	for _, g := range st.groups {
+func (s *stored) owners() map[identity.Tag]owner {
+	of := make(map[identity.Tag]owner, len(s.groups))
+	for _, g := range s.groups {
 		o := owner{since: g.assigned}
 		if !g.bad {
 			o.group = newGroup(g.Tagged)
