@@ -53,10 +53,25 @@ func (l *Lab) Remove(ctx context.Context, name string) error {
 // responder, or all of a host, its namespaces and its /run included, as a power cut would. Everything comes back.
 func (l *Lab) Kill(ctx context.Context, name string) error {
 	_, err := l.call(ctx, message{Op: opKill, Name: name})
-	if name == roleSupervisor && errors.Is(err, io.EOF) {
-		return nil // it had no time to answer
+	if name == roleSupervisor && errors.Is(err, io.EOF) { // it had no time to answer
+		return l.gone(ctx)
 	}
 	return err
+}
+
+// gone returns when a supervisor that was killed accepts no more commands, which it does for a moment after its connections have ended: the next one would
+// be lost with it. Whether another one is there by then makes no difference.
+func (l *Lab) gone(ctx context.Context) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for errors.Is(l.ping(ctx), io.EOF) {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // Partition cuts a host off the underlay without its noticing.
