@@ -2,15 +2,14 @@ package leasesql_test
 
 import (
 	"flag"
-	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"code.cloudfoundry.org/silk/internal/sqldb"
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/lease/leasesql"
 	"code.cloudfoundry.org/silk/lease/leasetest"
 )
@@ -34,29 +33,6 @@ var schemaOf = map[string][]string{
 	},
 }
 
-func schema(t *testing.T, db *sqldb.DB) string {
-	t.Helper()
-	var b strings.Builder
-	for _, q := range schemaOf[db.Dialect().Name] {
-		rows, err := db.Query(t.Context(), q)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer rows.Close()
-		for rows.Next() {
-			var line string
-			if err := rows.Scan(&line); err != nil {
-				t.Fatal(err)
-			}
-			fmt.Fprintln(&b, strings.Join(strings.Fields(line), " "))
-		}
-		if err := rows.Err(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return b.String()
-}
-
 // TestSchema opens the store twice and compares the tables with the golden file.
 func TestSchema(t *testing.T) {
 	eachEngine(t, func(t *testing.T, cfg sqldb.Config) {
@@ -64,7 +40,7 @@ func TestSchema(t *testing.T) {
 		file := filepath.Join("testdata", "schema."+cfg.Type)
 		for range 2 {
 			open(t, config(cfg, wide(t)))
-			got := schema(t, db)
+			got := testkit.Lines(t, db, schemaOf[db.Dialect().Name])
 			if *update {
 				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 					t.Fatal(err)

@@ -2,15 +2,14 @@ package policysql_test
 
 import (
 	"flag"
-	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"code.cloudfoundry.org/silk/internal/sqldb"
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/policy/policytest"
 )
 
@@ -36,29 +35,6 @@ var described = map[string][]string{
 	},
 }
 
-func describe(t *testing.T, db *sqldb.DB) string {
-	t.Helper()
-	var b strings.Builder
-	for _, q := range described[db.Dialect().Name] {
-		rows, err := db.Query(t.Context(), q)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer rows.Close()
-		for rows.Next() {
-			var line string
-			if err := rows.Scan(&line); err != nil {
-				t.Fatal(err)
-			}
-			fmt.Fprintln(&b, strings.Join(strings.Fields(line), " "))
-		}
-		if err := rows.Err(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return b.String()
-}
-
 // TestSchema opens the store twice, beside the tables of a deployed policy-server, and compares its tables with the golden file.
 func TestSchema(t *testing.T) {
 	eachEngine(t, func(t *testing.T, cfg sqldb.Config) {
@@ -70,7 +46,7 @@ func TestSchema(t *testing.T) {
 		for range 2 {
 			s := open(t, config(cfg))
 			create(t, s, policytest.Of(t, "a b tcp 1"))
-			got := describe(t, db)
+			got := testkit.Lines(t, db, described[db.Dialect().Name])
 			if *update {
 				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 					t.Fatal(err)
