@@ -240,7 +240,7 @@ func (a *agent) noteEnforced(h hosted, rev revision.Revision, since time.Time, c
 		a.reconsider()
 	}
 	if !since.IsZero() && p.changedAt.Equal(since) {
-		p.latency.add(time.Since(since))
+		a.latency.Observe(time.Since(since).Seconds())
 		p.changedAt = time.Time{}
 		if a.version != p.version { // another came during the pass
 			p.changedAt = p.changedLast

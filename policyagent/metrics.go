@@ -3,7 +3,6 @@ package policyagent
 import (
 	"context"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -40,7 +39,6 @@ var (
 	descDrift    = desc("drift_repairs_total", "Objects and elements that somebody else had changed and that were put right.")
 	descCut      = desc("connections_ended_total", "Connections ended because no policy allows them any more.")
 	descRefused  = desc("refused_packets_total", "Packets refused since the table was made.", "reason")
-	descLatency  = desc("change_to_kernel_seconds", "Time from hearing of a change to having it in the kernel.")
 
 	descContainers = desc("containers", "Containers on this host, by what is known of them.", "state")
 	descSkipped    = desc("skipped", "Records, policies and groups that cannot be enforced and are refused.")
@@ -63,7 +61,6 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	descLoops.Collect(to, a.enforcement, a.save)
 	a.mu.Lock()
 	p, held := a.now, a.held.Absent()
-	p.latency.buckets = slices.Clone(p.latency.buckets)
 	a.mu.Unlock()
 	if !p.inForce.IsZero() {
 		to.Gauge(descRevision, float64(p.inForce.Counter), p.inForce.Epoch)
@@ -79,7 +76,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	to.Gauge(descContainers, float64(len(p.hosted.containers)-len(p.enforced)), "refused")
 	to.Gauge(descContainers, float64(p.hosted.strangers), "unknown")
 	to.Gauge(descSkipped, float64(len(p.problems)))
-	out <- p.latency.metric()
+	a.latency.Collect(out)
 
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -94,35 +91,10 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// latencyBounds are the upper bounds of the buckets of a latency, in seconds.
-var latencyBounds = []float64{0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10}
-
-// latency is a histogram of durations.
-type latency struct {
-	buckets []uint64 // as many as bounds, not cumulated
-	count   uint64
-	sum     float64
-}
-
-func (l *latency) add(d time.Duration) {
-	if l.buckets == nil {
-		l.buckets = make([]uint64, len(latencyBounds))
-	}
-	l.count++
-	l.sum += d.Seconds()
-	if i, _ := slices.BinarySearch(latencyBounds, d.Seconds()); i < len(latencyBounds) {
-		l.buckets[i]++
-	}
-}
-
-func (l latency) metric() prometheus.Metric {
-	cumulated := make(map[float64]uint64, len(latencyBounds))
-	n := uint64(0)
-	for i, b := range latencyBounds {
-		if l.buckets != nil {
-			n += l.buckets[i]
-		}
-		cumulated[b] = n
-	}
-	return prometheus.MustNewConstHistogram(descLatency, l.count, l.sum, cumulated)
+// newLatency returns the histogram of the time from hearing of a change to having it in the kernel.
+func newLatency() prometheus.Histogram {
+	return prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: prefix + "change_to_kernel_seconds", Help: "Time from hearing of a change to having it in the kernel.",
+		Buckets: []float64{0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10},
+	})
 }

@@ -21,6 +21,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/firewall"
@@ -77,9 +79,10 @@ type agent struct {
 	table   *nft.Table
 	seen    sources
 	state   *state
-	input   firewall.Input // what does not change of it
-	adopted bool           // another agent's table was there at the start
-	nudged  chan struct{}  // ends a pause between questions to policy-server
+	input   firewall.Input       // what does not change of it
+	adopted bool                 // another agent's table was there at the start
+	nudged  chan struct{}        // ends a pause between questions to policy-server
+	latency prometheus.Histogram // from hearing of a change to having it in the kernel
 	closers []func() error
 
 	feed        policy.Feed
@@ -100,7 +103,7 @@ type agent struct {
 
 // open makes the base table, then everything else that needs no server, in ns (nil: the process's own).
 func open(ctx context.Context, cfg Config, ns *kernel.NS, log *slog.Logger) (*agent, error) {
-	a := &agent{cfg: cfg, log: log, ns: ns, turn: make(chan struct{}), nudged: make(chan struct{}, 1), logging: cfg.C2CLogging, state: &state{}}
+	a := &agent{cfg: cfg, log: log, ns: ns, turn: make(chan struct{}), nudged: make(chan struct{}, 1), logging: cfg.C2CLogging, state: &state{}, latency: newLatency()}
 	if err := a.open(ctx); err != nil {
 		a.close()
 		return nil, err

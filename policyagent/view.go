@@ -29,8 +29,7 @@ type progress struct {
 	inForce      revision.Revision          // zero: not known
 	changedAt    time.Time                  // when the first of what is not yet in the kernel was heard; zero: all is
 	changedLast  time.Time                  // and the last
-	latency      latency
-	desired      int // elements
+	desired      int                        // elements
 	policies     int
 	drift, cut   uint64
 	problems     []firewall.Problem
