@@ -24,9 +24,9 @@ func number(v []byte) uint32 {
 	return binary.BigEndian.Uint32(v)
 }
 
-// observe reads the whole table. What is not of the kinds that Set makes leaves the state odd.
-func observe(ns *kernel.NS, c *kernel.Conn, own bool) (*state, error) {
-	s := &state{chains: map[string]string{}, counts: map[string]bool{}, sets: map[string]*set{}}
+// observe reads the whole table and calls meanwhile again and again. What is not of the kinds that Set makes leaves the state odd.
+func observe(ns *kernel.NS, c *kernel.Conn, own bool, meanwhile func()) (*state, error) {
+	s := &state{meanwhile: meanwhile, chains: map[string]string{}, counts: map[string]bool{}, sets: map[string]*set{}}
 	var b kernel.Batch
 	request(&b, unix.NFT_MSG_GETTABLE, 0, Name)
 	err := c.Get(&b, func(m kernel.Message) error {
@@ -90,6 +90,7 @@ func (s *state) dump(c *kernel.Conn, what string, msg uint16, begin func(), each
 	request(&b, msg, 0, append([]string{Name}, names...)...)
 	others := false // older kernels list those of all tables
 	ours := func(m kernel.Message) error {
+		s.meanwhile()
 		if len(m.Body) >= 4 && m.Body[0] == unix.NFPROTO_INET {
 			for t, v := range nfAttrs(m.Body) { // the table is attribute 1 of all of them
 				if t == 1 && kernel.Text(v) == Name {

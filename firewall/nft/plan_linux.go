@@ -11,14 +11,15 @@ import (
 
 // state is the table as it is.
 type state struct {
-	exists   bool
-	owned    bool   // by us: nobody else can change it
-	ended    bool   // the set of what Cut ended has elements, or had when it was looked at
-	doubtful bool   // it was looked at while nftables changed: true only if nobody touched the table meanwhile
-	odd      string // why the table cannot be mended piece by piece; "" if it can
-	chains   map[string]string
-	counts   map[string]bool
-	sets     map[string]*set
+	exists    bool
+	owned     bool   // by us: nobody else can change it
+	ended     bool   // the set of what Cut ended has elements, or had when it was looked at
+	doubtful  bool   // it was looked at while nftables changed: true only if nobody touched the table meanwhile
+	meanwhile func() // hears what others do while this is read: the kernel keeps little of it for us, and what is lost counts as a change of ours
+	odd       string // why the table cannot be mended piece by piece; "" if it can
+	chains    map[string]string
+	counts    map[string]bool
+	sets      map[string]*set
 }
 
 // stateOf returns the state that a wish leads to.

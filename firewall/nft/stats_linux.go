@@ -22,7 +22,7 @@ func (t *Table) Stats(ctx context.Context) (Stats, error) {
 	for _, r := range refusals {
 		s.Refused[r.reason] = 0
 	}
-	err := new(state).dump(t.nf, "counters", unix.NFT_MSG_GETOBJ, func() {}, func(m kernel.Message) error {
+	err := (&state{meanwhile: t.heard.hear}).dump(t.nf, "counters", unix.NFT_MSG_GETOBJ, func() {}, func(m kernel.Message) error {
 		name, packets := parseCounter(m.Body)
 		if _, ours := s.Refused[Reason(name)]; ours {
 			s.Refused[Reason(name)] = packets

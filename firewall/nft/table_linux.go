@@ -30,7 +30,7 @@ type Table struct {
 	mu    sync.Mutex
 	nf    *kernel.Conn
 	port  uint32
-	heard *kernel.Listener
+	heard *ear
 	owned bool // what this kernel can
 	build builder
 	known *state            // what the last Set left; nil: the kernel must be looked at
@@ -75,7 +75,7 @@ func (t *Table) open() (err error) {
 	if t.port, err = t.nf.Port(); err != nil {
 		return err
 	}
-	t.heard, err = kernel.Listen(t.ns, unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
+	t.heard, err = listen(t.ns, t.port)
 	return err
 }
 
@@ -248,7 +248,7 @@ func (t *Table) look() (s *state, generation uint32, err error) {
 func (t *Table) observe() (*state, error) {
 	for range attempts {
 		t.untouched() // what was heard so far is in it
-		s, err := observe(t.ns, t.nf, t.owned)
+		s, err := observe(t.ns, t.nf, t.owned, t.heard.hear)
 		if err != nil || !s.doubtful || s.owned || t.untouched() {
 			return s, err
 		}
@@ -256,14 +256,8 @@ func (t *Table) observe() (*state, error) {
 	return nil, fmt.Errorf("list nft table inet %s: %w", Name, kernel.ErrDumpInterrupted)
 }
 
-// untouched reads what the kernel has told and reports whether nobody else has changed the table.
-func (t *Table) untouched() bool {
-	untouched := true
-	err := t.heard.Poll(func(m kernel.Message) {
-		untouched = untouched && !concerns(m, t.port)
-	})
-	return untouched && err == nil
-}
+// untouched reports whether nobody else has changed the table since it was last asked.
+func (t *Table) untouched() bool { return !t.heard.touched() }
 
 // prefill is how many elements of new sets are worth transactions of their own.
 const prefill = 4096
