@@ -153,10 +153,7 @@ func (b *run) central(ctx context.Context, r *bench.Report) (err error) {
 	if err := b.newDatabase(ctx); err != nil {
 		return err
 	}
-	pg, err := server.NewBaseline(ctx, b.server, b.Dir, baselineTable, baselineRows, held, clients, round)
-	if err != nil {
-		return err
-	}
+	pg := server.NewBaseline(b.server, b.Dir, baselineTable, baselineRows, held, clients, round)
 	inserts, err := pg.Script("insert", baselineInsert)
 	if err != nil {
 		return err

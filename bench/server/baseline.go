@@ -12,32 +12,36 @@ import (
 	"code.cloudfoundry.org/silk/internal/testkit"
 )
 
-// Baseline is pgbench on a table like ours, in a database of its own on the same server.
+// Baseline is pgbench on a table like ours on the same server. Each sample begins with a table of its own that holds as many rows as is promised: what the
+// samples before inserted would make it slower than what it stands for.
 type Baseline struct {
-	server        *testkit.Server
-	dir, database string
-	clients       int
-	round         time.Duration
+	server           *testkit.Server
+	dir, table, fill string
+	rows, clients    int
+	round            time.Duration
 }
 
-// NewBaseline makes the database: table creates the table, fill inserts as many rows as its one parameter says.
-func NewBaseline(ctx context.Context, s *testkit.Server, dir, table, fill string, rows, clients int, round time.Duration) (*Baseline, error) {
-	cfg, err := s.NewDatabase(ctx)
+// NewBaseline is for tables that the statement table makes and fill, with their number as its one parameter, fills with rows.
+func NewBaseline(s *testkit.Server, dir, table, fill string, rows, clients int, round time.Duration) *Baseline {
+	return &Baseline{server: s, dir: dir, table: table, fill: fill, rows: rows, clients: clients, round: round}
+}
+
+// database makes the table anew and returns the name of its database.
+func (b *Baseline) database(ctx context.Context) (string, error) {
+	cfg, err := b.server.NewDatabase(ctx)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	db, err := sqldb.Open(ctx, cfg)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	defer db.Close()
-	if _, err := db.Exec(ctx, table); err != nil {
-		return nil, err
+	if _, err := db.Exec(ctx, b.table); err != nil {
+		return "", err
 	}
-	if _, err := db.Exec(ctx, fill, rows); err != nil {
-		return nil, err
-	}
-	return &Baseline{server: s, dir: dir, database: cfg.Name, clients: clients, round: round}, nil
+	_, err = db.Exec(ctx, b.fill, b.rows)
+	return cfg.Name, err
 }
 
 // Script is one of pgbench's, with the transactions per second of its rounds by how they were sent.
@@ -56,7 +60,11 @@ func (b *Baseline) Script(name, text string) (*Script, error) {
 // Sample runs the script for a round of each protocol.
 func (s *Script) Sample(ctx context.Context) error {
 	run := func(to *[]float64, prepared bool) error {
-		rate, err := s.b.server.PGBench(ctx, s.b.database, s.file, s.b.clients, s.b.round, prepared)
+		name, err := s.b.database(ctx)
+		if err != nil {
+			return err
+		}
+		rate, err := s.b.server.PGBench(ctx, name, s.file, s.b.clients, s.b.round, prepared)
 		*to = append(*to, rate)
 		return err
 	}
