@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 )
 
@@ -87,18 +88,21 @@ func (s Statement) words() (text string, args []any) {
 // pipeline sends everything up to the end of the implicit transaction before it waits for the first answer.
 func (d *DB) pipeline(ctx context.Context, series []Statement) (counts []int64, err error) {
 	defer d.time(time.Now())
-	batch := &pgx.Batch{}
-	for _, s := range series {
-		text, args := s.words()
-		batch.Queue(d.text(text), args...)
-	}
 	c, err := d.pool.Load().Conn(ctx)
 	if err != nil {
 		return nil, d.failed(err)
 	}
 	defer c.Close()
 	err = c.Raw(func(conn any) (err error) {
-		counts, err = sendBatch(ctx, conn.(*stdlib.Conn).Conn(), batch, series)
+		c := conn.(*stdlib.Conn).Conn()
+		if len(series) == 1 {
+			counts, err = d.sendOne(ctx, c, series[0])
+		} else {
+			counts, err = d.sendBatch(ctx, c, series)
+		}
+		if isCode(err, divisionByZero) {
+			err = errStale
+		}
 		return err
 	})
 	if err != nil {
@@ -107,14 +111,26 @@ func (d *DB) pipeline(ctx context.Context, series []Statement) (counts []int64, 
 	return counts, nil
 }
 
-func sendBatch(ctx context.Context, c *pgx.Conn, batch *pgx.Batch, series []Statement) (counts []int64, err error) {
+// sendOne spares what it takes to keep several statements apart.
+func (d *DB) sendOne(ctx context.Context, c *pgx.Conn, s Statement) ([]int64, error) {
+	text, args := s.words()
+	tag, err := c.Exec(ctx, d.text(text), args...)
+	if err != nil {
+		return nil, err
+	}
+	return []int64{s.met(tag)}, nil
+}
+
+func (d *DB) sendBatch(ctx context.Context, c *pgx.Conn, series []Statement) (counts []int64, err error) {
+	batch := &pgx.Batch{}
+	for _, s := range series {
+		text, args := s.words()
+		batch.Queue(d.text(text), args...)
+	}
 	results := c.SendBatch(ctx, batch)
 	defer func() {
 		if cerr := results.Close(); err == nil {
 			err = cerr
-		}
-		if isCode(err, divisionByZero) {
-			err = errStale
 		}
 	}()
 	counts = make([]int64, len(series))
@@ -123,9 +139,15 @@ func sendBatch(ctx context.Context, c *pgx.Conn, batch *pgx.Batch, series []Stat
 		if err != nil {
 			return nil, fmt.Errorf("statement %d: %w", i+1, err)
 		}
-		if counts[i] = tag.RowsAffected(); s.Want != Any {
-			counts[i] = s.Want
-		}
+		counts[i] = s.met(tag)
 	}
 	return counts, nil
+}
+
+// met is how many rows a statement that succeeded met: as it has said itself, if it was to meet a number of them.
+func (s Statement) met(tag pgconn.CommandTag) int64 {
+	if s.Want != Any {
+		return s.Want
+	}
+	return tag.RowsAffected()
 }
