@@ -43,6 +43,7 @@ type Ledger struct {
 	blocked map[netip.Prefix]bool       // what the store refused for a reason that is not known, or holds in rows that are no leases
 	undo    []undo
 	log     bool
+	changes []Entry // what Changes returned, until something is changed again
 }
 
 type undo struct {
@@ -175,13 +176,13 @@ func (g *Ledger) block(p netip.Prefix) netip.Prefix {
 func (g *Ledger) remember(subnet netip.Prefix) (Entry, bool) {
 	was, there := g.entries[subnet]
 	if g.log {
-		g.undo = append(g.undo, undo{subnet, was, there})
+		g.undo, g.changes = append(g.undo, undo{subnet, was, there}), nil
 	}
 	return was, there
 }
 
 // Begin starts a series of changes that Changes lists and Rollback undoes, and forgets the one before.
-func (g *Ledger) Begin() { g.undo, g.log = g.undo[:0], true }
+func (g *Ledger) Begin() { g.undo, g.changes, g.log = g.undo[:0], nil, true }
 
 // Rollback undoes everything since Begin.
 func (g *Ledger) Rollback() {
@@ -193,13 +194,13 @@ func (g *Ledger) Rollback() {
 			g.Forget(u.subnet)
 		}
 	}
-	g.undo = g.undo[:0]
+	g.undo, g.changes = g.undo[:0], nil
 }
 
 // Commit ends the series: what was changed since Begin gets the counter of the revision that brings it, and stays.
 func (g *Ledger) Commit(counter uint64) []Entry {
 	changes := g.Changes()
-	g.undo, g.log = g.undo[:0], false
+	g.undo, g.changes, g.log = g.undo[:0], nil, false
 	for i, e := range changes {
 		e.Changed = counter
 		changes[i], g.entries[e.Subnet] = e, e
@@ -209,7 +210,10 @@ func (g *Ledger) Commit(counter uint64) []Entry {
 
 // Changes returns the entries that differ from what they were at Begin, in the order in which they were first touched.
 func (g *Ledger) Changes() []Entry {
-	var all []Entry
+	if g.changes != nil || len(g.undo) == 0 {
+		return g.changes
+	}
+	all := make([]Entry, 0, len(g.undo))
 	seen := make(map[netip.Prefix]bool, len(g.undo))
 	for _, u := range g.undo {
 		if seen[u.subnet] {
@@ -220,6 +224,7 @@ func (g *Ledger) Changes() []Entry {
 			all = append(all, e)
 		}
 	}
+	g.changes = all
 	return all
 }
 

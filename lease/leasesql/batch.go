@@ -225,7 +225,7 @@ func (k *keeper) attempt(ctx context.Context, requests []lease.Request, verdicts
 		if err != nil {
 			return err
 		}
-		if !b.synced && len(k.ledger.Changes()) == 0 && slices.ContainsFunc(d.Verdicts, refused) {
+		if !b.synced && slices.ContainsFunc(d.Verdicts, refused) && len(k.ledger.Changes()) == 0 {
 			k.ledger.Rollback()
 			return sqldb.Stale() // nothing will be stored that proves the ledger right, and a refusal is too grave to be out of date
 		}
