@@ -137,9 +137,7 @@ func TestNewcomersGetNothingThatAHostHadBeforeTheLoss(t *testing.T) {
 			t.Fatal(err)
 		}
 		held := fill(t, s, 150)
-		for _, table := range []string{"subnets", "silk_leases", "silk_lease_revision", "silk_migrations"} {
-			exec(t, raw, "DROP TABLE "+table)
-		}
+		dropAll(t, raw)
 		for i := range 100 {
 			l, err := s.Acquire(t.Context(), leasetest.Host(1000+i), lease.Block)
 			if err != nil {

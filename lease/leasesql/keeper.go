@@ -207,6 +207,9 @@ func (k *keeper) look(ctx context.Context, audit bool) error {
 			k.renew = true
 		}
 	}
+	if err := k.moveGrants(ctx, someGrants); err != nil {
+		return err
+	}
 	if audit {
 		return k.prune(ctx)
 	}
@@ -237,7 +240,7 @@ func (k *keeper) mend(ctx context.Context) error {
 	}
 	if errors.Is(err, fault.NotFound) {
 		_, err = k.s.db.Exec(ctx, `INSERT INTO silk_lease_revision (id, epoch, counter, pruned)
-			SELECT 1, ?, COALESCE(MAX(changed), 0) + 1, COALESCE(MAX(changed), 0) + 1 FROM silk_leases`, newEpoch())
+			SELECT 1, ?, COALESCE(MAX(changed), 0) + 1, COALESCE(MAX(changed), 0) + 1 FROM `+records(k.s.db.Dialect())+" r", newEpoch())
 		if err != nil && !sqldb.IsDuplicate(err) { // another store was faster
 			return fmt.Errorf("begin epoch: %w", err)
 		}
@@ -468,6 +471,9 @@ func (k *keeper) prune(ctx context.Context) error {
 	}
 	slices.Sort(freed)
 	limit := min(freed[len(freed)-k.s.keepFreed/2-1], k.at.now-seconds(k.s.cfg.ReuseDelay))
+	if err := k.moveGrants(ctx, allGrants); err != nil { // or they would say again what is forgotten here
+		return err
+	}
 	var n int64
 	err := k.s.db.Again(ctx, func(int) error {
 		st, _, err := readChanges(ctx, k.s.db, maxCounter)

@@ -43,7 +43,7 @@ type state struct {
 // counter. No revision is fault.NotFound.
 func readChanges(ctx context.Context, q sqldb.Querier, after int64) (state, []lease.Entry, error) {
 	rows, err := q.Query(ctx, `SELECT r.epoch, r.counter, r.pruned, `+q.Dialect().Now+`, l.overlay_subnet, l.underlay_ip, l.overlay_hwaddr, l.state, l.freed_at, l.changed
-		FROM silk_lease_revision r LEFT JOIN silk_leases l ON l.changed > ? WHERE r.id = 1`, after)
+		FROM silk_lease_revision r LEFT JOIN `+records(q.Dialect())+` l ON l.changed > ? WHERE r.id = 1`, after)
 	if err != nil {
 		return state{}, nil, fmt.Errorf("read revision: %w", err)
 	}
@@ -191,21 +191,26 @@ func (w *series) insert(leases []lease.Lease, counter uint64, unused bool) {
 }
 
 func (w *series) insertRecorded(leases []lease.Lease, counter uint64, unused bool) {
-	end := ""
-	if !unused {
-		end = w.dialect.Upsert(keyColumn, otherColumns...)
-	}
-	hosts, subnets, macs := columns(leases)
-	w.last = &sqldb.Statement{Want: int64(len(leases)),
-		With: "new AS (" + intoSubnets + "SELECT host, subnet, mac, " + w.dialect.Now + " FROM unnest(?::text[], ?::text[], ?::text[]) AS l (host, subnet, mac)" +
-			" RETURNING overlay_subnet, underlay_ip, overlay_hwaddr, id)",
-		Text: intoLeases + "SELECT overlay_subnet, underlay_ip, overlay_hwaddr, id, 0, 0, ?::bigint FROM new" + end,
-		Args: []any{hosts, subnets, macs, int64(counter)},
-	}
 	w.recorded = make(map[netip.Prefix]bool, len(leases))
 	for _, l := range leases {
 		w.recorded[l.Subnet] = true
 	}
+	if unused {
+		w.grant(leases, counter)
+		return
+	}
+	hosts, subnets, macs := columns(leases)
+	w.last = &sqldb.Statement{Want: int64(len(leases)),
+		With: newRows(w.dialect),
+		Text: intoLeases + "SELECT overlay_subnet, underlay_ip, overlay_hwaddr, id, 0, 0, ?::bigint FROM new" + w.dialect.Upsert(keyColumn, otherColumns...),
+		Args: []any{hosts, subnets, macs, int64(counter)},
+	}
+}
+
+// newRows inserts rows into subnets, given as three lists, and calls them new.
+func newRows(d sqldb.Dialect) string {
+	return "new AS (" + intoSubnets + "SELECT host, subnet, mac, " + d.Now + " FROM unnest(?::text[], ?::text[], ?::text[]) AS l (host, subnet, mac)" +
+		" RETURNING overlay_subnet, underlay_ip, overlay_hwaddr, id)"
 }
 
 // columns returns leases as three lists of texts, in the form of array arguments.
@@ -282,7 +287,7 @@ func readBalance(ctx context.Context, q sqldb.Querier, expiration int64) (b bala
 	err = q.QueryRow(ctx, `SELECT s.n - l.n, s.ids - l.ids, s.active - l.active, s.active_ids - l.active_ids FROM
 		(SELECT COUNT(*) AS n, `+sum("id")+` AS ids, `+sum("CASE WHEN "+live+" THEN 1 ELSE 0 END")+` AS active, `+sum("CASE WHEN "+live+" THEN id ELSE 0 END")+` AS active_ids FROM subnets) s,
 		(SELECT COUNT(*) AS n, `+sum("row_id")+` AS ids, `+sum("CASE WHEN state = 0 THEN 1 ELSE 0 END")+` AS active, `+sum("CASE WHEN state = 0 THEN row_id ELSE 0 END")+` AS active_ids
-			FROM silk_leases WHERE state < 2) l`, expiration, expiration).Scan(&b.rows, &b.ids, &b.active, &b.activeIDs)
+			FROM `+records(q.Dialect())+` r WHERE state < 2) l`, expiration, expiration).Scan(&b.rows, &b.ids, &b.active, &b.activeIDs)
 	if err != nil {
 		return balance{}, fmt.Errorf("compare leases: %w", err)
 	}
