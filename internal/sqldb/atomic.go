@@ -31,8 +31,14 @@ const Any = -1
 // Atomic runs statements in order in one transaction, all or none, and returns how many rows each met. Unlike Tx it does not try again: the
 // statements came of something that was read before, and the caller must read that again. PostgreSQL takes the whole series in one round trip.
 func (d *DB) Atomic(ctx context.Context, series []Statement) ([]int64, error) {
+	return d.AtomicWhile(ctx, series, nil)
+}
+
+// AtomicWhile is Atomic with something to do until the database has answered: PostgreSQL works meanwhile, other engines have committed by then. It is done
+// once, except that it may be left out when the series fails, and must not use the database.
+func (d *DB) AtomicWhile(ctx context.Context, series []Statement, meanwhile func()) ([]int64, error) {
 	if d.dialect.Name == Postgres {
-		return d.pipeline(ctx, series)
+		return d.pipeline(ctx, series, meanwhile)
 	}
 	counts := make([]int64, len(series))
 	err := d.once(ctx, 0, func(tx *Tx) error {
@@ -48,6 +54,9 @@ func (d *DB) Atomic(ctx context.Context, series []Statement) ([]int64, error) {
 		}
 		return nil
 	})
+	if err == nil && meanwhile != nil {
+		meanwhile()
+	}
 	return counts, err
 }
 
@@ -86,7 +95,7 @@ func (s Statement) words() (text string, args []any) {
 }
 
 // pipeline sends everything up to the end of the implicit transaction before it waits for the first answer.
-func (d *DB) pipeline(ctx context.Context, series []Statement) (counts []int64, err error) {
+func (d *DB) pipeline(ctx context.Context, series []Statement, meanwhile func()) (counts []int64, err error) {
 	defer d.time(time.Now())
 	c, err := d.pool.Load().Conn(ctx)
 	if err != nil {
@@ -95,10 +104,10 @@ func (d *DB) pipeline(ctx context.Context, series []Statement) (counts []int64, 
 	defer c.Close()
 	err = c.Raw(func(conn any) (err error) {
 		c := conn.(*stdlib.Conn).Conn()
-		if len(series) == 1 {
+		if len(series) == 1 && meanwhile == nil {
 			counts, err = d.sendOne(ctx, c, series[0])
 		} else {
-			counts, err = d.sendBatch(ctx, c, series)
+			counts, err = d.sendBatch(ctx, c, series, meanwhile)
 		}
 		if isCode(err, divisionByZero) {
 			err = errStale
@@ -121,18 +130,21 @@ func (d *DB) sendOne(ctx context.Context, c *pgx.Conn, s Statement) ([]int64, er
 	return []int64{s.met(tag)}, nil
 }
 
-func (d *DB) sendBatch(ctx context.Context, c *pgx.Conn, series []Statement) (counts []int64, err error) {
+func (d *DB) sendBatch(ctx context.Context, c *pgx.Conn, series []Statement, meanwhile func()) (counts []int64, err error) {
 	batch := &pgx.Batch{}
 	for _, s := range series {
 		text, args := s.words()
 		batch.Queue(d.text(text), args...)
 	}
-	results := c.SendBatch(ctx, batch)
+	results := c.SendBatch(ctx, batch) // which returns when all of it is written
 	defer func() {
 		if cerr := results.Close(); err == nil {
 			err = cerr
 		}
 	}()
+	if meanwhile != nil {
+		meanwhile()
+	}
 	counts = make([]int64, len(series))
 	for i, s := range series {
 		tag, err := results.Exec()

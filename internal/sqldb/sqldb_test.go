@@ -283,6 +283,26 @@ func TestAtomicIsAllOrNothing(t *testing.T) {
 	})
 }
 
+func TestAtomicWhileDoesBoth(t *testing.T) {
+	eachEngine(t, func(t *testing.T, cfg sqldb.Config) {
+		db := pair(t, cfg)
+		add := sqldb.Statement{Text: "UPDATE pair SET n = n + ? WHERE id = ?", Args: []any{1, 1}, Want: 1}
+		for n := range 3 { // prepared the first time
+			done := 0
+			if counts, err := db.AtomicWhile(t.Context(), []sqldb.Statement{add}, func() { done++ }); err != nil || counts[0] != 1 || done != 1 {
+				t.Errorf("AtomicWhile = %v, %v, and did the other thing %d times, want once", counts, err, done)
+			}
+			if got := number(t, db, "SELECT n FROM pair WHERE id = 1"); int(got) != n+1 {
+				t.Errorf("n is %d, want %d", got, n+1)
+			}
+		}
+		add.Want, add.Args = 1, []any{1, 3}
+		if _, err := db.AtomicWhile(t.Context(), []sqldb.Statement{add}, func() {}); !sqldb.IsConflict(err) {
+			t.Errorf("a series that met too few rows: %v, want a conflict", err)
+		}
+	})
+}
+
 func TestAmong(t *testing.T) {
 	eachEngine(t, func(t *testing.T, cfg sqldb.Config) {
 		db := pair(t, cfg)

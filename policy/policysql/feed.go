@@ -30,6 +30,18 @@ type entry struct {
 	unseen  bool
 }
 
+// entries returns what c is to watchers when it is stored at a counter.
+func (c change) entries(counter uint64) []entry {
+	all := make([]entry, 0, len(c.remove)+len(c.add))
+	for _, r := range c.remove {
+		all = append(all, entry{counter: counter, row: r, gone: true})
+	}
+	for _, r := range c.add {
+		all = append(all, entry{counter: counter, row: r})
+	}
+	return all
+}
+
 func sortEntries(all []entry) {
 	slices.SortStableFunc(all, func(a, b entry) int { return cmp.Compare(a.counter, b.counter) })
 }

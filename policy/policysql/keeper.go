@@ -179,8 +179,13 @@ func (k *keeper) commit(ctx context.Context, c change) error {
 	w, to, now := &series{dialect: k.s.db.Dialect()}, k.at.next(), k.at.now()
 	w.record(c, to.Counter, now)
 	w.advance(k.at, to)
+	var next *view
+	var entries []entry
 	start := time.Now()
-	if _, err := k.s.db.Atomic(ctx, w.list); err != nil {
+	_, err := k.s.db.AtomicWhile(ctx, w.list, func() {
+		next, entries = k.s.feed.view().with(c, to.Revision, to.stamp), c.entries(to.Counter)
+	})
+	if err != nil {
 		return fmt.Errorf("store policies: %w", err)
 	}
 	for _, g := range c.freed {
@@ -191,14 +196,7 @@ func (k *keeper) commit(ctx context.Context, c change) error {
 		k.byTag[g.Tag] = g
 	}
 	k.at = to
-	entries := make([]entry, 0, len(c.remove)+len(c.add))
-	for _, r := range c.remove {
-		entries = append(entries, entry{counter: to.Counter, row: r, gone: true})
-	}
-	for _, r := range c.add {
-		entries = append(entries, entry{counter: to.Counter, row: r})
-	}
-	k.s.feed.apply(k.s.feed.view().with(c, to.Revision, to.stamp), entries, 0, start)
+	k.s.feed.apply(next, entries, 0, start)
 	return nil
 }
 
