@@ -83,8 +83,8 @@ func (k *keeper) run(ctx context.Context) {
 			k.serve(ctx, batch)
 			k.served(k.s.calls, batch, time.Since(start))
 		case <-poll.C:
+			k.report()
 		}
-		k.report()
 		now := time.Now()
 		var err error
 		switch {
@@ -407,7 +407,7 @@ func (k *keeper) commit(ctx context.Context, w *series, epoch string) (counts []
 	}
 	start := time.Now()
 	if len(w.list) > 0 {
-		if counts, err = k.s.db.Atomic(ctx, w.list); err != nil {
+		if counts, err = k.s.db.AtomicWhile(ctx, w.list, k.report); err != nil {
 			k.ledger.Rollback()
 			return nil, err
 		}
@@ -431,8 +431,8 @@ func (k *keeper) commit(ctx context.Context, w *series, epoch string) (counts []
 	return counts, nil
 }
 
-// report logs what was stored since the last report, after the callers were answered: up to logged leases in one line, since making and writing a line
-// takes longer than all else here.
+// report logs what was stored since the last report, up to logged leases in one line, since making and writing a line takes longer than all else here. It is called
+// while the database works on the next batch, or at the next look at it.
 func (k *keeper) report() {
 	for _, what := range []struct {
 		state lease.State
