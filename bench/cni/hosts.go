@@ -4,19 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"syscall"
 
-	"code.cloudfoundry.org/silk/daemon"
-	"code.cloudfoundry.org/silk/internal/httpjson"
+	"code.cloudfoundry.org/silk/bench/daemon"
 	"code.cloudfoundry.org/silk/internal/kernel"
-	"code.cloudfoundry.org/silk/internal/service"
 )
 
 // pluginsVersion is the release of the standard plugins that silk-cni is compared with.
@@ -40,6 +35,7 @@ type host struct {
 	ns         *kernel.NS
 	containers []*container
 	attached   int
+	daemon     *daemon.Host // nil where it is not ours
 }
 
 // container is a network namespace and its name.
@@ -80,12 +76,18 @@ func setUp(ctx context.Context) (_ *bed, err error) {
 		at         **host
 		name       string
 		containers int
-	}{{&b.silk, "silk", most}, {&b.fresh, "fresh", 1}, {&b.ptp, "ptp", most}, {&b.plain, "plain", most}, {&b.raw, "raw", most}} {
-		if *h.at, err = b.newHost(h.name, h.containers); err != nil {
+	}{{&b.ptp, "ptp", most}, {&b.plain, "plain", most}, {&b.raw, "raw", most}} {
+		if *h.at, err = b.newHost(h.name, nil, h.containers); err != nil {
 			return nil, err
 		}
 	}
-	return b, errors.Join(b.configureSilk(b.silk), b.configureSilk(b.fresh), b.configurePTP("ptp", true), b.configurePTP("plain", false))
+	if b.silk, err = b.newSilkHost(ctx, "silk", most); err != nil {
+		return nil, err
+	}
+	if b.fresh, err = b.newSilkHost(ctx, "fresh", 1); err != nil {
+		return nil, err
+	}
+	return b, errors.Join(b.configurePTP("ptp", true), b.configurePTP("plain", false))
 }
 
 // build makes the programs: ours, one that does nothing, and the standard ones from their module.
@@ -101,6 +103,7 @@ func (b *bed) build(ctx context.Context) error {
 	const plugins = "github.com/containernetworking/plugins/plugins/"
 	for _, args := range [][]string{
 		{"build", "-o", filepath.Join(b.bin, "silk-cni"), "code.cloudfoundry.org/silk/cmd/silk-cni"},
+		{"build", "-o", filepath.Join(b.bin, "silk-daemon"), "code.cloudfoundry.org/silk/cmd/silk-daemon"},
 		{"build", "-o", filepath.Join(b.bin, "empty"), filepath.Join(empty, "main.go")},
 		{"install", plugins + "main/ptp@" + pluginsVersion, plugins + "ipam/host-local@" + pluginsVersion},
 	} {
@@ -114,13 +117,16 @@ func (b *bed) build(ctx context.Context) error {
 	return nil
 }
 
-func (b *bed) newHost(name string, containers int) (*host, error) {
-	h := &host{name: name}
+// newHost makes containers for a host, and a namespace for it if ns is nil.
+func (b *bed) newHost(name string, ns *kernel.NS, containers int) (*host, error) {
+	h := &host{name: name, ns: ns}
 	var err error
-	if h.ns, err = kernel.NewNS(); err != nil {
-		return nil, err
+	if ns == nil {
+		if h.ns, err = kernel.NewNS(); err != nil {
+			return nil, err
+		}
+		b.later(func() { h.ns.Close() })
 	}
-	b.later(func() { h.ns.Close() })
 	if err := os.MkdirAll(filepath.Join(b.dir, "netns"), 0o755); err != nil {
 		return nil, err
 	}
@@ -140,41 +146,25 @@ func (b *bed) newHost(name string, containers int) (*host, error) {
 	return h, nil
 }
 
-// serve answers as silk-daemon does, in the host's namespace: on its info endpoint and on the socket beside it.
-func (b *bed) serve(ns *kernel.NS) (port int, err error) {
-	if err := ns.Do(func() error { return setUpLoopback() }); err != nil {
-		return 0, err
-	}
-	var l net.Listener
-	if err := ns.Do(func() (err error) { l, err = net.Listen("tcp4", "127.0.0.1:0"); return err }); err != nil {
-		return 0, err
-	}
-	port = l.Addr().(*net.TCPAddr).Port
-	var aside net.Listener
-	if err := ns.Do(func() (err error) { aside, err = net.Listen("unix", kernel.Beside(port)); return err }); err != nil {
-		l.Close()
-		return 0, err
-	}
-	answer := daemon.Network{OverlaySubnet: "10.255.0.0/23", OverlayNetwork: "10.255.0.0/16", MTU: 1450, VTEP: "silk-vtep", Status: daemon.StatusReady}
-	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { httpjson.Write(w, http.StatusOK, answer) })
-	log := slog.New(slog.DiscardHandler)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() {
-		done <- service.Run(ctx, log, service.HTTP("info", l, nil, handler, service.DefaultLimits, log), service.Aside("network", aside, func() any { return answer }, log))
-	}()
-	b.later(func() { cancel(); <-done })
-	return port, nil
-}
-
-// configureSilk starts a daemon's stand-in on a host and writes the network configuration.
-func (b *bed) configureSilk(h *host) error {
-	port, err := b.serve(h.ns)
+// newSilkHost makes a host as operators have it: with silk-daemon, which has a lease.
+func (b *bed) newSilkHost(ctx context.Context, name string, containers int) (*host, error) {
+	d, err := daemon.NewHost(ctx, daemon.Options{Dir: filepath.Join(b.dir, name), Program: filepath.Join(b.bin, "silk-daemon"), Overlay: "10.255.0.0/16", Bits: 23, Interval: 30})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return os.WriteFile(b.config(h.name), fmt.Appendf(nil, `{"cniVersion":"1.0.0","name":"silk","type":"silk-cni","daemonPort":%d,"endpointDir":%q}`,
-		port, filepath.Join(b.dir, "endpoints-"+h.name)), 0o644)
+	b.later(d.Close)
+	if err := d.Start(ctx); err != nil {
+		return nil, err
+	}
+	if err := d.Wait(ctx, 0); err != nil {
+		return nil, err
+	}
+	h, err := b.newHost(name, d.NS, containers)
+	if err != nil {
+		return nil, err
+	}
+	h.daemon = d
+	return h, os.WriteFile(b.config(name), fmt.Appendf(nil, `{"cniVersion":"1.0.0","name":"silk","type":"silk-cni","daemonPort":23954,"endpointDir":%q}`, d.EndpointDir()), 0o644)
 }
 
 func (b *bed) configurePTP(name string, masquerade bool) error {

@@ -138,15 +138,3 @@ func rawDetach(c *container) (float64, error) {
 	b.String(unix.IFLA_IFNAME, rawName(c))
 	return 0, rawDo(host, &b)
 }
-
-// setUpLoopback sets lo up in the calling thread's namespace.
-func setUpLoopback() error {
-	c, err := kernel.Dial(nil)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	var b kernel.Batch
-	b.Add(unix.RTM_NEWLINK, 0, kernel.IfInfo(1, unix.IFF_UP, unix.IFF_UP))
-	return rawDo(c, &b)
-}

@@ -41,12 +41,12 @@ func Run(ctx context.Context, r *bench.Report) error {
 	}
 	var start, restart, high, alone, cpu []float64
 	for i := range rounds {
-		h, err := newHost(ctx, filepath.Join(dir, strconv.Itoa(i)), program)
+		h, err := NewHost(ctx, Options{filepath.Join(dir, strconv.Itoa(i)), program, "100.64.0.0/10", 24, 1})
 		if err != nil {
 			return err
 		}
 		m, err := h.measure(ctx)
-		h.close()
+		h.Close()
 		if err != nil {
 			return err
 		}
@@ -69,11 +69,11 @@ type measures struct {
 	cpu            float64 // ms of CPU in an interval of 1 s without changes
 }
 
-func (h *host) measure(ctx context.Context) (m measures, err error) {
-	if err := h.start(ctx); err != nil {
+func (h *Host) measure(ctx context.Context) (m measures, err error) {
+	if err := h.Start(ctx); err != nil {
 		return m, err
 	}
-	if err := h.wait(ctx, 0); err != nil {
+	if err := h.Wait(ctx, 0); err != nil {
 		return m, err
 	}
 	if m.alone, err = h.status("VmHWM"); err != nil {
@@ -85,10 +85,10 @@ func (h *host) measure(ctx context.Context) (m measures, err error) {
 	}
 	for _, took := range []*float64{&m.start, &m.restart} {
 		*took, err = bench.Millis(func() error {
-			if err := h.start(ctx); err != nil {
+			if err := h.Start(ctx); err != nil {
 				return err
 			}
-			return h.wait(ctx, peers)
+			return h.Wait(ctx, peers)
 		})
 		if err != nil {
 			return m, err
@@ -97,7 +97,7 @@ func (h *host) measure(ctx context.Context) (m measures, err error) {
 			h.stop()
 		}
 	}
-	before, err := h.cpu()
+	before, err := h.CPU()
 	if err != nil {
 		return m, err
 	}
@@ -106,7 +106,7 @@ func (h *host) measure(ctx context.Context) (m measures, err error) {
 		return m, ctx.Err()
 	case <-time.After(idle):
 	}
-	after, err := h.cpu()
+	after, err := h.CPU()
 	if err != nil {
 		return m, err
 	}
@@ -115,8 +115,8 @@ func (h *host) measure(ctx context.Context) (m measures, err error) {
 	return m, err
 }
 
-// wait returns when the daemon has paths to n peers.
-func (h *host) wait(ctx context.Context, n int) error {
+// Wait returns when the daemon has paths to n peers.
+func (h *Host) Wait(ctx context.Context, n int) error {
 	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: h.dial}}
 	want := fmt.Sprintf("silk_daemon_overlay_objects{kind=\"desired\"} %d\n", n*objects)
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
@@ -143,8 +143,8 @@ func (h *host) wait(ctx context.Context, n int) error {
 	}
 }
 
-func (h *host) dial(ctx context.Context, network, addr string) (c net.Conn, err error) {
-	err = h.ns.Do(func() error {
+func (h *Host) dial(ctx context.Context, network, addr string) (c net.Conn, err error) {
+	err = h.NS.Do(func() error {
 		c, err = (&net.Dialer{}).DialContext(ctx, network, addr)
 		return err
 	})
@@ -152,7 +152,7 @@ func (h *host) dial(ctx context.Context, network, addr string) (c net.Conn, err 
 }
 
 // status returns a size from /proc/PID/status in MiB.
-func (h *host) status(key string) (float64, error) {
+func (h *Host) status(key string) (float64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", h.process.Pid))
 	if err != nil {
 		return 0, err
@@ -166,8 +166,8 @@ func (h *host) status(key string) (float64, error) {
 	return 0, fmt.Errorf("no %s in /proc/PID/status", key)
 }
 
-// cpu returns the CPU time of the process so far in ms.
-func (h *host) cpu() (float64, error) {
+// CPU returns the CPU time of the process so far in ms.
+func (h *Host) CPU() (float64, error) {
 	total := 0.0
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", h.process.Pid))
 	if err != nil {
@@ -188,14 +188,14 @@ func (h *host) cpu() (float64, error) {
 }
 
 // config writes the daemon's configuration.
-func (h *host) config(cert, key, ca string) error {
+func (h *Host) config(cert, key, ca string) error {
 	b, err := json.Marshal(map[string]any{
-		"underlay_ip": underlay, "overlay_network": network, "connectivity_server_url": "https://" + underlay + ":4103", "poll_interval": 1,
-		"ca_cert_file": ca, "client_cert_file": cert, "client_key_file": key, "state_dir": filepath.Join(h.dir, "state"),
-		"endpoint_dir": filepath.Join(h.dir, "endpoints"), "resolv_conf": filepath.Join(h.dir, "resolv.conf"),
+		"underlay_ip": underlay, "overlay_network": h.Overlay, "subnet_prefix_length": h.Bits, "connectivity_server_url": "https://" + underlay + ":4103", "poll_interval": h.Interval,
+		"ca_cert_file": ca, "client_cert_file": cert, "client_key_file": key, "state_dir": filepath.Join(h.Dir, "state"),
+		"endpoint_dir": h.EndpointDir(), "resolv_conf": filepath.Join(h.Dir, "resolv.conf"),
 	})
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(h.dir, "config.json"), b, 0o600)
+	return os.WriteFile(filepath.Join(h.Dir, "config.json"), b, 0o600)
 }

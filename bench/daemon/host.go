@@ -26,16 +26,21 @@ import (
 	"code.cloudfoundry.org/silk/lease/leasesql"
 )
 
-const (
-	underlay = "192.0.2.1"
-	network  = "100.64.0.0/10"
-)
+const underlay = "192.0.2.1"
 
-// host is a namespace with a loopback device as underlay, the lease API over SQLite, and the daemon.
-type host struct {
-	ns      *kernel.NS
-	dir     string
-	program string
+// Options say what a Host is to be like.
+type Options struct {
+	Dir      string // for all of its files; made
+	Program  string // silk-daemon
+	Overlay  string // network in CIDR notation
+	Bits     int    // prefix length of a lease
+	Interval int    // seconds between renewals
+}
+
+// Host is a namespace with a loopback device as underlay, the lease API over SQLite in this process, and silk-daemon as one of its own.
+type Host struct {
+	Options
+	NS      *kernel.NS
 	log     string // file
 	store   *leasesql.Store
 	server  *http.Server
@@ -44,17 +49,19 @@ type host struct {
 	wg      sync.WaitGroup
 }
 
-func newHost(ctx context.Context, dir, program string) (h *host, err error) {
-	h = &host{dir: dir, program: program, log: filepath.Join(dir, "log"), end: func() {}}
+// NewHost makes a host, on which the daemon is still to be started.
+func NewHost(ctx context.Context, o Options) (h *Host, err error) {
+	h = &Host{Options: o, log: filepath.Join(o.Dir, "log"), end: func() {}}
+	dir := o.Dir
 	defer func() {
 		if err != nil {
-			h.close()
+			h.Close()
 		}
 	}()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	if h.ns, err = kernel.NewNS(); err != nil {
+	if h.NS, err = kernel.NewNS(); err != nil {
 		return nil, err
 	}
 	if err := h.underlay(); err != nil {
@@ -79,8 +86,8 @@ func newHost(ctx context.Context, dir, program string) (h *host, err error) {
 }
 
 // underlay gives the loopback device an address that is not a loopback address.
-func (h *host) underlay() error {
-	c, err := kernel.Dial(h.ns)
+func (h *Host) underlay() error {
+	c, err := kernel.Dial(h.NS)
 	if err != nil {
 		return err
 	}
@@ -100,13 +107,13 @@ func (h *host) underlay() error {
 }
 
 // serve starts the lease API.
-func (h *host) serve(ctx context.Context, tc *tls.Config) error {
-	pool, err := lease.NewPool(netip.MustParsePrefix(network), 24)
+func (h *Host) serve(ctx context.Context, tc *tls.Config) error {
+	pool, err := lease.NewPool(netip.MustParsePrefix(h.Overlay), h.Bits)
 	if err != nil {
 		return err
 	}
 	log := slog.New(slog.DiscardHandler)
-	h.store, err = leasesql.Open(ctx, leasesql.Config{DB: sqldb.Config{Type: "sqlite", Path: filepath.Join(h.dir, "db")}, Pool: pool, Expiration: time.Hour}, log)
+	h.store, err = leasesql.Open(ctx, leasesql.Config{DB: sqldb.Config{Type: "sqlite", Path: filepath.Join(h.Dir, "db")}, Pool: pool, Expiration: time.Hour}, log)
 	if err != nil {
 		return err
 	}
@@ -114,7 +121,7 @@ func (h *host) serve(ctx context.Context, tc *tls.Config) error {
 	h.end = cancel
 	h.wg.Go(func() { h.store.Run(run) })
 	var ln net.Listener
-	if err := h.ns.Do(func() error { ln, err = net.Listen("tcp", underlay+":4103"); return err }); err != nil {
+	if err := h.NS.Do(func() error { ln, err = net.Listen("tcp", underlay+":4103"); return err }); err != nil {
 		return err
 	}
 	h.server = &http.Server{Handler: leasehttp.Handler(h.store, log, leasehttp.HandlerOptions{}), ErrorLog: slog.NewLogLogger(log.Handler(), 0)}
@@ -123,7 +130,7 @@ func (h *host) serve(ctx context.Context, tc *tls.Config) error {
 }
 
 // fill gives n other hosts a lease each.
-func (h *host) fill(ctx context.Context, n int) error {
+func (h *Host) fill(ctx context.Context, n int) error {
 	var all sync.WaitGroup
 	errs := make([]error, n)
 	next := make(chan int)
@@ -142,16 +149,16 @@ func (h *host) fill(ctx context.Context, n int) error {
 	return errors.Join(errs...)
 }
 
-// start starts the daemon.
-func (h *host) start(ctx context.Context) error {
+// Start starts the daemon.
+func (h *Host) Start(ctx context.Context) error {
 	f, err := os.OpenFile(h.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	cmd := exec.CommandContext(ctx, h.program, "-config", filepath.Join(h.dir, "config.json"))
+	cmd := exec.CommandContext(ctx, h.Program, "-config", filepath.Join(h.Dir, "config.json"))
 	cmd.Stdout, cmd.Stderr = f, f
-	if err := h.ns.Do(cmd.Start); err != nil {
+	if err := h.NS.Do(cmd.Start); err != nil {
 		return fmt.Errorf("start silk-daemon: %w", err)
 	}
 	h.process = cmd.Process
@@ -159,15 +166,19 @@ func (h *host) start(ctx context.Context) error {
 	return nil
 }
 
-// stop ends the daemon; close waits for it.
-func (h *host) stop() {
+// stop ends the daemon; Close waits for it.
+func (h *Host) stop() {
 	if h.process != nil {
 		h.process.Kill()
 		h.process = nil
 	}
 }
 
-func (h *host) close() {
+// EndpointDir returns the directory of the records.
+func (h *Host) EndpointDir() string { return filepath.Join(h.Dir, "endpoints") }
+
+// Close ends everything and waits for it.
+func (h *Host) Close() {
 	h.stop()
 	if h.server != nil {
 		h.server.Close()
@@ -177,8 +188,8 @@ func (h *host) close() {
 	if h.store != nil {
 		h.store.Close()
 	}
-	if h.ns != nil {
-		h.ns.Close()
+	if h.NS != nil {
+		h.NS.Close()
 	}
 }
 
