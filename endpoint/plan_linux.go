@@ -21,10 +21,10 @@ const (
 type indexes struct{ host, container int }
 
 // indexesOf returns the numbers that an endpoint asks for first. Those of the host differ for all addresses of a /8;
-// those in the container stay clear of what the kernel numbers itself, from 1 up.
+// whoever watches over other devices need not be woken for these (kernel.Listener.Sieve). Those in the container stay clear of what the kernel numbers itself, from 1 up.
 func indexesOf(a netip.Addr) indexes {
 	b := a.As4()
-	return indexes{1<<24 | int(b[1])<<16 | int(b[2])<<8 | int(b[3]), 100 + int(b[3])}
+	return indexes{kernel.TransientIndex | int(b[1])<<16 | int(b[2])<<8 | int(b[3]), 100 + int(b[3])}
 }
 
 // planHost returns the requests in the host's namespace. As ip(8) would have them, for 10.255.30.2 in namespace C:

@@ -25,6 +25,7 @@ type Fabric struct {
 	ns     *kernel.NS
 	ownsNS bool
 	view   atomic.Pointer[view] // what Watch needs to tell what concerns it
+	ears   ears
 
 	mu     sync.Mutex
 	rt, nf *kernel.Conn
@@ -81,7 +82,9 @@ func (f *Fabric) open() (err error) {
 	if f.nfPort, err = f.nf.Port(); err != nil {
 		return err
 	}
-	f.heard, err = listen(f.ns)
+	if f.heard, err = listen(f.ns); err == nil {
+		f.ears.add(f.heard)
+	}
 	return err
 }
 
@@ -177,7 +180,11 @@ func (f *Fabric) setDelta(ctx context.Context, w *wish) (Report, bool) {
 	return r, true
 }
 
-func (f *Fabric) look(v *view) { f.view.Store(v) }
+// look says what is looked after from here on. It reports whether something of it may have been missed until now.
+func (f *Fabric) look(v *view) (missed bool) {
+	f.view.Store(v)
+	return f.ears.set(v)
+}
 
 // Forget makes the next Set look at everything. A caller does so at long intervals, in case that something changes
 // without the kernel telling.
@@ -203,7 +210,7 @@ func (f *Fabric) setFull(ctx context.Context, w *wish) (r Report, again bool, er
 	if v.lower = o.lower.index; o.link != nil {
 		v.index = o.link.index
 	}
-	f.look(&v)
+	missed := f.look(&v)
 	p, err := makePlan(w, o)
 	if err != nil {
 		return w.report(&plan{counts: counts{foreign: o.foreign}}), false, err
@@ -212,7 +219,7 @@ func (f *Fabric) setFull(ctx context.Context, w *wish) (r Report, again bool, er
 	r.Full = true
 	r.Device = Device{v.index, p.link.want.mtu, o.lower.name}
 	if p.empty() {
-		if !f.heard.poll(&v, nil) && o.lower.index != 0 {
+		if !f.heard.poll(&v, nil) && o.lower.index != 0 && !missed {
 			f.known = &known{wish: *w, device: r.Device, counts: p.counts}
 		}
 		return r, false, f.noLower(w, o)

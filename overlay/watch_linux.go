@@ -53,6 +53,8 @@ func (f *Fabric) Watch(ctx context.Context, changed func()) error {
 	if err != nil {
 		return err
 	}
+	f.ears.add(l)
+	defer f.ears.remove(l)
 	stop := context.AfterFunc(ctx, func() { l.close() })
 	errs := make([]error, 2)
 	var wg sync.WaitGroup
