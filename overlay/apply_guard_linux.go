@@ -12,6 +12,8 @@ import (
 // elementsAtOnce is how many set elements go in one message; an attribute holds 64 KiB.
 const elementsAtOnce = 3000
 
+var ownType = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr)
+
 var hooks = map[string]*nftables.ChainHook{
 	"prerouting": nftables.ChainHookPrerouting,
 	"input":      nftables.ChainHookInput,
@@ -47,6 +49,9 @@ func (a *applier) applyGuard(g guardPlan) {
 		if !g.replaceSet {
 			dropOld(c)
 		}
+		if err := writeOwn(c, table, g); err != nil {
+			return err
+		}
 		for _, x := range a.guard {
 			if slices.ContainsFunc(g.chains, func(c chain) bool { return c.name == x.name }) {
 				writeChain(c, table, x)
@@ -63,6 +68,22 @@ func writeChain(c *nftables.Conn, table *nftables.Table, x ruleChain) {
 	for _, r := range x.rules {
 		c.AddRule(&nftables.Rule{Table: table, Chain: nc, Exprs: r.exprs})
 	}
+}
+
+// writeOwn exchanges the set of containers' sources.
+func writeOwn(c *nftables.Conn, table *nftables.Table, g guardPlan) error {
+	set := &nftables.Set{Table: table, Name: ownSet, KeyType: ownType, ID: 2} // (nft itself has no description of a concatenation without intervals)
+	if g.dropOwn {
+		c.DelSet(set)
+	}
+	if len(g.own) == 0 {
+		return nil
+	}
+	elements := make([]nftables.SetElement, len(g.own))
+	for i := range g.own {
+		elements[i].Key = g.own[i][:]
+	}
+	return c.AddSet(set, elements)
 }
 
 func (a *applier) transact(what string, fill func(*nftables.Conn) error) {

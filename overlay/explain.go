@@ -95,6 +95,17 @@ func (g guardPlan) explain(say func(string, ...any)) {
 	for _, a := range g.addPeers {
 		say("nft add element inet %s %s { %v }", Table, guardSet, a)
 	}
+	if g.dropOwn {
+		say("nft delete set inet %s %s", Table, ownSet)
+	}
+	if len(g.own) > 0 {
+		say("nft add set inet %s %s { type ifname . ipv4_addr; }", Table, ownSet)
+		var keys []string
+		for _, k := range g.own {
+			keys = append(keys, k.String())
+		}
+		say("nft add element inet %s %s { %s }", Table, ownSet, strings.Join(keys, ", "))
+	}
 	for _, c := range g.chains {
 		say("nft add chain inet %s %s { %s }", Table, c.name, c.hook)
 		for _, r := range c.rules {

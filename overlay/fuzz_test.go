@@ -83,6 +83,12 @@ func FuzzParseGuard(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		dormant(b)
 		isPeerSet(b)
+		isOwnSet(b)
+		eachKey(b, func(key []byte) {
+			if len(key) == len(pair{}) {
+				samePairs([]pair{pair(key)}, nil)
+			}
+		})
 		parseChain(b)
 		recognise(b, want)
 		if err := parseElements(b, func(a netip.Addr, ok bool) {

@@ -14,7 +14,8 @@ import (
 //     Containers that talk to each other have 65534 other ports.
 //   - What a container sends must have a source that is routed back to it. Its device's rp_filter says so too, but the kernel takes
 //     the larger of that and conf.all.rp_filter, and several distributions set the latter to 2, which lets a container
-//     pass for any other. (fib in a table of family inet: Linux 4.10.)
+//     pass for any other. (fib in a table of family inet: Linux 4.10.) The address that goes with the name of its device is known
+//     from a set, for that takes a third of the time; what is not in it is asked of the routing table.
 //   - The VXLAN port hears only the underlay addresses of known peers.
 //   - A source in the overlay comes out of the VTEP or from a container. A packet with one that comes in by any other device is
 //     dropped, or whoever may not send VXLAN could do without it: the host forwards, and a reply would find its way.
@@ -27,9 +28,13 @@ import (
 //     it (0x80000 and 0x400000, drivers/net/vxlan: VXLAN_GBP_POLICY_APPLIED and _DONT_LEARN), which the sender is free to
 //     set and others on this host may give a meaning; and to a packet without a tag it leaves the mark that
 //     rules on this host gave to the outer packet. Neither gets through.
+//
+// Every packet of the host passes these chains, so what is common comes first, names of devices are compared seldom (they take longest), and
+// a mark is written only if that changes it: a rule for those that need nothing stands before the one that writes.
 const (
 	guardPrefix     = "overlay-" // of all that is ours in the table
 	guardSet        = "overlay-peers"
+	ownSet          = "overlay-own"
 	chainPrerouting = "overlay-prerouting"
 	chainOutput     = "overlay-output"
 	chainInput      = "overlay-input"
@@ -66,35 +71,45 @@ func hookText(typ, hook string, priority int32, policy string) string {
 // guardRules returns the chains with their rules. Above each rule stands its text; the text is also what plans and
 // comparisons speak of.
 func guardRules(c Config, lower string) []ruleChain {
-	device, network, local, underlay := c.Device, c.Network, c.Local.Subnet, netip.PrefixFrom(c.Underlay, 32)
-	pre := ruleChain{name: chainPrerouting, hook: "prerouting", priority: priorityRaw, rules: []rule{
+	device, network, underlay := c.Device, c.Network, netip.PrefixFrom(c.Underlay, 32)
+	fromContainer := iifname(containerDevices + "*")
+	foreign := newRule(iifname(device), saddrBetween(network, c.Local.Subnet))
+	pre := ruleChain{name: chainPrerouting, hook: "prerouting", priority: priorityRaw}
+	if len(pairs(c.Local.Subnet)) > 0 {
+		// iifname "s-*" iifname . ip saddr @overlay-own th dport != 4789 accept
+		pre.rules = append(pre.rules, newRule(ownSource(), thDportNot(c.Port), accept()))
+	}
+	if lower != "" {
+		// udp dport 4789 iifname "eth0" ip daddr 10.0.16.15 notrack accept
+		pre.rules = append(pre.rules, newRule(dport(c.Port), iifname(lower), daddr(underlay), notrack(), accept()))
+	}
+	pre.rules = append(pre.rules,
+		// iifname "silk-vtep" ip saddr 10.255.0.0/16 ip saddr != 10.255.30.0/24 meta mark & 0xffff0000 == 0x00000000 accept
+		newRule(foreign, markLacks(^uint32(TagMask)), accept()),
 		// iifname "silk-vtep" ip saddr 10.255.0.0/16 ip saddr != 10.255.30.0/24 meta mark set meta mark & 0x0000ffff accept
-		newRule(iifname(device), saddr("", network), saddr("!= ", local), keepMark(TagMask), accept()),
+		newRule(foreign, keepMark(TagMask), accept()),
 		// iifname "silk-vtep" counter drop
 		newRule(iifname(device), counter(), drop()),
-		// iifname "s-*" udp dport 4789 counter drop
-		newRule(iifname(containerDevices+"*"), dport(c.Port), counter(), drop()),
-	}}
-	pre.rules = append(pre.rules,
-		// iifname "s-*" fib saddr . iif oif missing counter drop
-		newRule(iifname(containerDevices+"*"), sourceElsewhere(), counter(), drop()),
-		// iifname "s-*" accept
-		newRule(iifname(containerDevices+"*"), accept()),
-		// iifname != "lo" ip saddr 10.255.0.0/16 counter drop
-		newRule(iifnameNot("lo"), saddr("", network), counter(), drop()))
-	if lower != "" {
-		// iifname "eth0" ip daddr 10.0.16.15 udp dport 4789 notrack
-		pre.rules = append(pre.rules, newRule(iifname(lower), daddr(underlay), dport(c.Port), notrack()))
-	}
+		// udp dport 4789 iifname "s-*" counter drop
+		newRule(dport(c.Port), fromContainer, counter(), drop()),
+		// iifname "s-*" fib saddr . iif oif exists accept
+		newRule(fromContainer, sourceRouted(), accept()),
+		// iifname "s-*" counter drop
+		newRule(fromContainer, counter(), drop()),
+		// ip saddr 10.255.0.0/16 iifname != "lo" counter drop
+		newRule(saddr("", network), iifnameNot("lo"), counter(), drop()))
 	out := ruleChain{name: chainOutput, hook: "output", priority: priorityRaw, rules: []rule{
-		// ip saddr 10.0.16.15 udp dport 4789 meta mark set meta mark & 0xffff0000 notrack
-		newRule(saddr("", underlay), dport(c.Port), keepMark(^uint32(TagMask)), notrack()),
+		// udp dport 4789 ip saddr 10.0.16.15 meta mark set meta mark & 0xffff0000 notrack
+		newRule(dport(c.Port), saddr("", underlay), keepMark(^uint32(TagMask)), notrack()),
 	}}
+	known := newRule(dport(c.Port), saddrIn(guardSet))
 	in := ruleChain{name: chainInput, hook: "input", priority: priorityFilter, rules: []rule{
-		// udp dport 4789 ip saddr != @overlay-peers counter drop
-		newRule(dport(c.Port), saddrNotIn(guardSet), counter(), drop()),
-		// udp dport 4789 meta mark set meta mark & 0xffff0000
-		newRule(dport(c.Port), keepMark(^uint32(TagMask))),
+		// udp dport 4789 ip saddr @overlay-peers meta mark & 0x0000ffff == 0x00000000 accept
+		newRule(known, markLacks(TagMask), accept()),
+		// udp dport 4789 ip saddr @overlay-peers meta mark set meta mark & 0xffff0000 accept
+		newRule(known, keepMark(^uint32(TagMask)), accept()),
+		// udp dport 4789 counter drop
+		newRule(dport(c.Port), counter(), drop()),
 	}}
 	return []ruleChain{pre, out, in}
 }

@@ -54,7 +54,45 @@ func (f *Fabric) observeGuard(c Config, lower string) (guard, error) {
 			return guard{}, err
 		}
 	}
+	if err := f.observeOwn(c, &g); err != nil {
+		return guard{}, err
+	}
 	return g, f.observeChains(c, lower, &g)
+}
+
+// observeOwn compares the set of containers' sources with what it should be.
+func (f *Fabric) observeOwn(c Config, g *guard) error {
+	want, right := pairs(c.Local.Subnet), false
+	err := f.nf.Get(nfRequest(unix.NFT_MSG_GETSET, 0, Table, ownSet), func(m kernel.Message) error {
+		g.ownIs, right = true, isOwnSet(m.Body)
+		return nil
+	})
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("look up nft set %s: %w", ownSet, err)
+	}
+	if !g.ownIs || !right {
+		g.own = !g.ownIs && len(want) == 0
+		return nil
+	}
+	var got []pair
+	odd := false
+	err = f.nf.Dump(nfRequest(unix.NFT_MSG_GETSETELEM, 0, Table, ownSet), func() { got, odd = nil, false }, func(m kernel.Message) error {
+		eachKey(m.Body, func(key []byte) {
+			if odd = odd || len(key) != len(pair{}); !odd {
+				got = append(got, pair(key))
+			}
+		})
+		return nil
+	})
+	if errors.Is(err, unix.ENOENT) {
+		g.own, g.ownIs = false, false
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list nft set %s: %w", ownSet, err)
+	}
+	g.own = !odd && samePairs(got, want)
+	return nil
 }
 
 // observePeers reads the elements of the set. Something else among them, such as the element that matches everything,
@@ -121,7 +159,17 @@ func dormant(b []byte) bool {
 
 // isPeerSet reports whether a set is what the guard needs: IPv4 addresses, nothing special, no limit.
 func isPeerSet(b []byte) bool {
-	var flags, typ, size uint32
+	flags, typ, size := setKind(b)
+	return flags == 0 && size == 0 && typ == nftables.TypeIPAddr.GetNFTMagic()
+}
+
+// isOwnSet reports whether a set has devices and addresses, nothing special, no limit.
+func isOwnSet(b []byte) bool {
+	flags, typ, size := setKind(b)
+	return flags == 0 && size == 0 && typ == ownType.GetNFTMagic()
+}
+
+func setKind(b []byte) (flags, typ, size uint32) {
 	for t, v := range nfAttrs(b) {
 		switch {
 		case t == unix.NFTA_SET_DESC:
@@ -137,7 +185,7 @@ func isPeerSet(b []byte) bool {
 			typ = binary.BigEndian.Uint32(v)
 		}
 	}
-	return flags == 0 && size == 0 && typ == nftables.TypeIPAddr.GetNFTMagic()
+	return flags, typ, size
 }
 
 // nfAttrs yields the attributes of an nftables message.
@@ -147,26 +195,37 @@ func nfAttrs(b []byte) func(func(uint16, []byte) bool) {
 
 // parseElements calls each for every element in a message: its address, or false if its key is none.
 func parseElements(b []byte, each func(netip.Addr, bool)) error {
+	eachKey(b, func(key []byte) {
+		var a netip.Addr
+		if len(key) == 4 {
+			a = netip.AddrFrom4([4]byte(key))
+		}
+		each(a, a.IsValid())
+	})
+	return nil
+}
+
+// eachKey calls each with the key of every element in a message, nil for one that has none.
+func eachKey(b []byte, each func([]byte)) {
 	for t, list := range nfAttrs(b) {
 		if t != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
 			continue
 		}
 		for _, elem := range kernel.Attrs(list) {
-			var a netip.Addr
+			var key []byte
 			for t, v := range kernel.Attrs(elem) {
 				if t != unix.NFTA_SET_ELEM_KEY {
 					continue
 				}
 				for t, v := range kernel.Attrs(v) {
-					if t == unix.NFTA_DATA_VALUE && len(v) == 4 {
-						a = netip.AddrFrom4([4]byte(v))
+					if t == unix.NFTA_DATA_VALUE {
+						key = v
 					}
 				}
 			}
-			each(a, a.IsValid())
+			each(key)
 		}
 	}
-	return nil
 }
 
 // parseChain reads a chain of family inet: its table and its declaration.

@@ -88,6 +88,8 @@ type guard struct {
 	table  bool // it exists and is not dormant
 	set    bool // there is a set of our name, of IPv4 addresses
 	other  bool // there is something else of the set's name
+	own    bool // there is the set of containers' sources, if there should be, just as it should be
+	ownIs  bool // there is something of its name
 	chains []chain
 	peers  []netip.Addr
 }
@@ -148,6 +150,8 @@ type guardPlan struct {
 	makeSet    bool
 	addPeers   []netip.Addr
 	old        []string // chains that stand where others are to be written, or refer to what must go
+	dropOwn    bool     // what bears the name of the set of containers' sources goes
+	own        []pair   // the set is made anew with these
 	chains     []chain  // to be written whole
 }
 
@@ -388,9 +392,13 @@ func (p *plan) planGuard(w *wish, o *observed) {
 	g := o.guard
 	p.guard.replaceSet = g.other
 	p.guard.makeSet = !g.set || !g.table
+	if !g.own {
+		p.guard.dropOwn, p.guard.own = g.ownIs, pairs(w.cfg.Local.Subnet)
+	}
 	for _, c := range guardChains(w.cfg, o.lower.name) {
 		i := slices.IndexFunc(g.chains, func(x chain) bool { return x.name == c.name })
-		if i >= 0 && !g.other && g.chains[i].hook == c.hook && slices.Equal(g.chains[i].rules, c.rules) {
+		refers := c.name == chainPrerouting && !g.own // to a set that is exchanged
+		if i >= 0 && !g.other && !refers && g.chains[i].hook == c.hook && slices.Equal(g.chains[i].rules, c.rules) {
 			continue
 		}
 		if i >= 0 {

@@ -123,7 +123,7 @@ func wished(w *wish) *observed {
 	o := &observed{
 		lower: lowerLink{2, 1500, "eth0"},
 		link:  &link{index: 5, kind: "vxlan", mac: c.Local.MAC, mtu: 1450, up: true, vxlan: vxlan{vni: c.VNI, port: c.Port, local: c.Underlay, lower: 2, gbp: true}},
-		guard: guard{table: true, set: true, chains: guardChains(c, "eth0")},
+		guard: guard{table: true, set: true, own: true, ownIs: len(pairs(c.Local.Subnet)) > 0, chains: guardChains(c, "eth0")},
 	}
 	if !c.Fenced {
 		o.addrs, o.routes = []address{w.address()}, []route{w.connected()}

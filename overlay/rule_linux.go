@@ -101,8 +101,35 @@ func daddr(p netip.Prefix) rule {
 	return rule{"ip daddr " + prefixName(p), inPrefix(offsetDaddr, expr.CmpOpEq, p)}
 }
 
-func saddrNotIn(set string) rule {
-	return rule{"ip saddr != @" + set, append(ipv4(offsetSaddr), &expr.Lookup{SourceRegister: 1, SetName: set, Invert: true})}
+// saddrBetween matches the source addresses that are in one network but not in a part of it.
+func saddrBetween(in, not netip.Prefix) rule {
+	a, b := saddr("", in), saddr("!= ", not)
+	return rule{a.text + " " + b.text, append(a.exprs, b.exprs[2:]...)} // it is known to be IPv4
+}
+
+func saddrIn(set string) rule {
+	return rule{"ip saddr @" + set, append(ipv4(offsetSaddr), &expr.Lookup{SourceRegister: 1, SetName: set})}
+}
+
+// ownSource matches packets from a container's device with an address that is its own by its name. The name of the device is fetched once.
+func ownSource() rule {
+	return rule{fmt.Sprintf("iifname \"%s*\" iifname . ip saddr @%s", containerDevices, ownSet), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte(containerDevices)},
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 2, Data: []byte{unix.NFPROTO_IPV4}},
+		&expr.Payload{DestRegister: 2, Base: expr.PayloadBaseNetworkHeader, Offset: offsetSaddr, Len: 4},
+		&expr.Lookup{SourceRegister: 1, SetName: ownSet},
+	}}
+}
+
+// thDportNot matches packets of any protocol that have another number where UDP has the destination port. Fragments without
+// a transport header do not match.
+func thDportNot(port uint16) rule {
+	return rule{fmt.Sprintf("th dport != %d", port), []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)},
+	}}
 }
 
 func dport(port uint16) rule {
@@ -114,10 +141,19 @@ func dport(port uint16) rule {
 	}}
 }
 
-// sourceElsewhere matches packets whose source is not routed by the device that they came in by.
-func sourceElsewhere() rule {
-	return rule{"fib saddr . iif oif missing", []expr.Any{
+// sourceRouted matches packets whose source is routed by the device that they came in by.
+func sourceRouted() rule {
+	return rule{"fib saddr . iif oif exists", []expr.Any{
 		&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, FlagPRESENT: true, ResultOIF: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, 1)},
+	}}
+}
+
+// markLacks matches packets whose mark has none of the bits.
+func markLacks(bits uint32) rule {
+	return rule{fmt.Sprintf("meta mark & 0x%08x == 0x00000000", bits), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, bits), Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},
 	}}
 }

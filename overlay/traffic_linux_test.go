@@ -276,7 +276,7 @@ func TestOnlyKnownPeersAreHeard(t *testing.T) {
 	packet := encapsulated(lease.MACOf(member(2, 2).Local.Subnet), 5, "10.255.1.7", "10.255.2.0")
 	stranger.send("10.0.16.3:0", "10.0.16.2:4789", packet)
 	testkit.Within(t, 3*time.Second, func() string {
-		if n := victim.count("silk", "@overlay-peers"); n != 1 {
+		if n := victim.count("silk", "udp dport 4789 counter"); n != 1 {
 			return fmt.Sprintf("%d packets of a stranger were dropped", n)
 		}
 		return ""
