@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -10,6 +11,8 @@ import (
 
 	"code.cloudfoundry.org/silk/firewall"
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/lease"
+	"code.cloudfoundry.org/silk/overlay"
 )
 
 // world is two hosts with containers a1 and a2 on one, b1 on the other, as reference measurements of container networks have them: hosts joined by a veth
@@ -27,6 +30,14 @@ var (
 
 const vtep = "silk-vtep"
 
+// leases are those of the hosts, in order.
+var leases = []lease.Lease{leaseOf(1), leaseOf(2)}
+
+func leaseOf(host byte) lease.Lease {
+	subnet := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 255, host, 0}), 24)
+	return lease.Lease{Underlay: netip.AddrFrom4([4]byte{192, 168, 0, host}), Subnet: subnet, MAC: lease.MACOf(subnet)}
+}
+
 func hostOf(container string) int { return int(container[0] - 'a') }
 
 func deviceOf(container string) string {
@@ -38,7 +49,7 @@ func endpointOf(container string) firewall.Endpoint {
 	return firewall.Endpoint{Device: deviceOf(container), Address: addresses[container], Group: groupOf(tags[container])}
 }
 
-func newWorld() (w *world, err error) {
+func newWorld(ctx context.Context) (w *world, err error) {
 	w = &world{containers: map[string]*kernel.NS{}}
 	defer func() {
 		if err != nil {
@@ -55,7 +66,7 @@ func newWorld() (w *world, err error) {
 			return w, err
 		}
 	}
-	if err := w.wire(); err != nil {
+	if err := w.wire(ctx); err != nil {
 		return w, err
 	}
 	for name := range addresses {
@@ -82,24 +93,31 @@ func (w *world) close() {
 
 func path(ns *kernel.NS) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.FD()) }
 
-func (w *world) wire() error {
+// wire joins the hosts and makes the VTEP, the paths and the guard of each as the daemon does.
+func (w *world) wire(ctx context.Context) error {
 	if err := shell(w.hosts[0], "ip link add under mtu 1500 type veth peer name under netns "+path(w.hosts[1])); err != nil {
 		return err
 	}
 	for i, ns := range w.hosts {
-		me, other := i+1, 2-i
-		if err := shell(ns, fmt.Sprintf(`ip addr add 192.168.0.%[1]d/24 dev under
-			ip link set under up
-			ip link add %[3]s address ee:ee:0a:ff:0%[1]d:00 mtu 1450 type vxlan id 1 local 192.168.0.%[1]d dstport 4789 nolearning gbp
-			ip addr add 10.255.%[1]d.0/32 dev %[3]s
-			ip link set %[3]s up
-			ip route add 10.255.%[2]d.0/24 via 10.255.%[2]d.0 dev %[3]s onlink src 10.255.%[1]d.0
-			ip neigh add 10.255.%[2]d.0 lladdr ee:ee:0a:ff:0%[2]d:00 dev %[3]s nud permanent
-			bridge fdb add ee:ee:0a:ff:0%[2]d:00 dev %[3]s dst 192.168.0.%[2]d self permanent`, me, other, vtep)); err != nil {
+		if err := shell(ns, fmt.Sprintf("ip addr add %v/24 dev under; ip link set under up", leases[i].Underlay)); err != nil {
+			return err
+		}
+		if err := weave(ctx, ns, leases[i]); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// weave makes the overlay of a host.
+func weave(ctx context.Context, ns *kernel.NS, local lease.Lease) error {
+	f, err := overlay.Open(ns)
+	if err != nil {
+		return err
+	}
+	defer f.Close() // what was set stays
+	_, err = f.Set(ctx, overlay.Config{Device: vtep, VNI: 1, Port: 4789, Underlay: local.Underlay, Network: overlayNet, Local: local, Peers: leases})
+	return err
 }
 
 func (w *world) attach(name string) error {
