@@ -12,7 +12,8 @@ CREATE TABLE IF NOT EXISTS silk_policy_groups (
 );
 CREATE INDEX IF NOT EXISTS silk_policy_groups_changed ON silk_policy_groups (changed);
 
--- What may talk to what. A policy that was removed stays for some time with gone 1, so that others learn of it.
+-- What may talk to what. A policy that was removed stays for some time with gone 1, so that others learn of it. That the tags are somebody's is proved by
+-- the revision, which is part of every transaction: a foreign key would look for each of them again, and cost more than all else that is done for a policy.
 CREATE TABLE IF NOT EXISTS silk_policies (
 	source_tag integer NOT NULL,
 	destination_tag integer NOT NULL,
@@ -21,9 +22,7 @@ CREATE TABLE IF NOT EXISTS silk_policies (
 	last_port integer NOT NULL,
 	gone integer NOT NULL,
 	changed bigint NOT NULL,
-	PRIMARY KEY (source_tag, destination_tag, protocol, first_port, last_port),
-	FOREIGN KEY (source_tag) REFERENCES silk_policy_groups (tag),
-	FOREIGN KEY (destination_tag) REFERENCES silk_policy_groups (tag)
+	PRIMARY KEY (source_tag, destination_tag, protocol, first_port, last_port)
 );
 CREATE INDEX IF NOT EXISTS silk_policies_changed ON silk_policies (changed);
 
