@@ -297,7 +297,7 @@ func (k *keeper) follow(st *stored, start time.Time) {
 		}
 		now, ok := k.row(r)
 		if !ok {
-			st.invalid = append(st.invalid, fmt.Sprintf("policy from tag %v to tag %v: no group has it", r.source, r.destination))
+			k.orphan(st, r)
 			continue
 		}
 		c.add = append(c.add, now)
@@ -339,6 +339,16 @@ func (k *keeper) place(g storedGroup, now int64) *group {
 func (k *keeper) row(r storedRow) (row, bool) {
 	s, d := k.byTag[r.source], k.byTag[r.destination]
 	return newRow(s, d, r.ports, r.protocol), s != nil && d != nil
+}
+
+// orphan takes note of a policy of a tag that no group has, which somebody else must have taken away. The tag is given to nobody: the policy would be that group's.
+func (k *keeper) orphan(st *stored, r storedRow) {
+	st.invalid = append(st.invalid, fmt.Sprintf("policy from tag %v to tag %v: no group has it", r.source, r.destination))
+	for _, t := range []identity.Tag{r.source, r.destination} {
+		if k.byTag[t] == nil {
+			k.s.tags.set(t, used)
+		}
+	}
 }
 
 // owner is whose a tag is, or was last, and the counter at which it got it.
@@ -401,7 +411,7 @@ func (k *keeper) load(st *stored, start time.Time) {
 				continue
 			}
 		} else if !ok {
-			st.invalid = append(st.invalid, fmt.Sprintf("policy from tag %v to tag %v: no group has it", r.source, r.destination))
+			k.orphan(st, r)
 			continue
 		} else {
 			rows = append(rows, now)

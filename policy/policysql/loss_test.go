@@ -149,6 +149,32 @@ func TestForeignChangeRenewsEpoch(t *testing.T) {
 	})
 }
 
+// TestTagOfOrphanIsNotGiven has somebody else take the tag of a group away that has a policy, which must not become the policy of the next group.
+func TestTagOfOrphanIsNotGiven(t *testing.T) {
+	eachEngine(t, func(t *testing.T, db sqldb.Config) {
+		cfg := config(db)
+		cfg.MaxTag, cfg.Quarantine = 5, -1
+		s, stop := start(t, cfg, func(s *policysql.Store) { s.Hurry(10 * time.Millisecond) })
+		raw := connect(t, db)
+		at := create(t, s, policytest.Of(t, "a b tcp 1"), policytest.Of(t, "c d tcp 1"))
+		before := s.DBCounts().Queries
+		policytest.Eventually(t, "the tables are compared some times", func() bool { return s.DBCounts().Queries > before+30 })
+		took := "UPDATE silk_policy_groups SET former = name, name = NULL, freed_at = 1 WHERE name = ?"
+		if db.Type == sqldb.Postgres {
+			took = "DELETE FROM silk_policy_groups WHERE name = ?" // which the other engines refuse
+		}
+		exec(t, raw, took, "a")
+		policytest.Eventually(t, "the tables are read anew", func() bool { sn := snapshot(t, s); return sn.Revision.Epoch != at.Epoch && sn.Len() == 1 })
+		for range 2 {
+			if err := s.Create(t.Context(), []policy.Policy{policytest.Of(t, "c new tcp 1"), policytest.Of(t, "c newer tcp 1")}); !errors.Is(err, fault.Exhausted) {
+				t.Errorf("two new groups, with one tag that nobody and nothing uses: %v, want it to be exhausted", err)
+			}
+			stop()
+			s, stop = start(t, cfg)
+		}
+	})
+}
+
 // TestRenewEpoch has an operator begin a new epoch by a store that does not run. Running stores follow, and watchers get everything.
 func TestRenewEpoch(t *testing.T) {
 	eachEngine(t, func(t *testing.T, db sqldb.Config) {
