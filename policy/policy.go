@@ -76,7 +76,7 @@ func (p Ports) String() string {
 	if p.Single() {
 		return strconv.Itoa(int(p.First))
 	}
-	return fmt.Sprintf("%d-%d", p.First, p.Last)
+	return strconv.Itoa(int(p.First)) + "-" + strconv.Itoa(int(p.Last))
 }
 
 // ParsePorts reads what String writes. Anything else, 0 and a range that runs backwards are fault.Invalid.
@@ -103,7 +103,7 @@ type Policy struct {
 
 // String returns "source -> destination tcp 8080".
 func (p Policy) String() string {
-	return fmt.Sprintf("%s -> %s %v %v", p.Source, p.Destination, p.Protocol, p.Ports)
+	return string(p.Source) + " -> " + string(p.Destination) + " " + p.Protocol.String() + " " + p.Ports.String()
 }
 
 // Validate reports, as fault.Invalid, a policy that allows nothing or cannot be enforced.

@@ -66,6 +66,46 @@ func TestEach(t *testing.T) {
 	}
 }
 
+func TestElements(t *testing.T) {
+	elements := func(in string) (list []string, ok bool) {
+		ok = plainjson.Elements([]byte(in), func(v []byte) bool { list = append(list, string(v)); return true })
+		return list, ok
+	}
+	for in, want := range map[string][]string{
+		`[]`: nil, " \n[ \t] ": nil, `[1]`: {"1"}, ` [ {"a":[1,2]} , "],\"" ,[ ], null]`: {`{"a":[1,2]}`, `"],\""`, `[ ]`, `null`},
+	} {
+		if got, ok := elements(in); !ok || !slices.Equal(got, want) {
+			t.Errorf("%s has the elements %q, %v, want %q", in, got, ok, want)
+		}
+	}
+	for _, in := range []string{``, ` `, `{}`, `"a"`, `[`, `[1`, `[1]]`, `[1,]`, `[1 2]`, `[,]`} {
+		if _, ok := elements(in); ok {
+			t.Errorf("%s is an array", in)
+		}
+	}
+	if plainjson.Elements([]byte(`[1,2]`), func(v []byte) bool { return string(v) == "1" }) {
+		t.Error("an element that fn refused passed")
+	}
+}
+
+func FuzzElements(f *testing.F) {
+	f.Add([]byte(` [ {"a":[1,2]} , "],\"" ,[ ], null]`))
+	f.Add([]byte(`[[}]`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var got []string
+		if !plainjson.Elements(b, func(v []byte) bool { got = append(got, string(v)); return true }) {
+			return
+		}
+		var list []json.RawMessage
+		if err := json.Unmarshal(b, &list); err != nil {
+			t.Fatalf("%q: %v", b, err)
+		}
+		if !slices.EqualFunc(got, list, func(a string, b json.RawMessage) bool { return a == string(b) }) {
+			t.Fatalf("%q has the elements %q, by encoding/json %q", b, got, list)
+		}
+	})
+}
+
 func FuzzEach(f *testing.F) {
 	f.Add([]byte(`{ "a" : [1, {"x":"]}\""}] , "b" : "}\\" ,"c":null,"d":{"e":[]},"f":-1.5e3}`))
 	f.Add([]byte(`{"cniVersion":"1.0.0","daemonPort":23954}` + "\n"))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
@@ -147,7 +148,8 @@ func (h *external) audit(r *http.Request, c *call, v *verb, ps []policy.Policy, 
 		for i, p := range part {
 			text[i] = p.String()
 		}
-		h.log.Info(v.done, "user", c.caller.Name, "subject", c.caller.Subject, "policies", text, "revision", at.String(), "remote", r.RemoteAddr)
+		h.log.LogAttrs(r.Context(), slog.LevelInfo, v.done, slog.String("user", c.caller.Name), slog.String("subject", c.caller.Subject),
+			slog.Any("policies", text), slog.String("revision", at.String()), slog.String("remote", r.RemoteAddr))
 	}
 }
 

@@ -237,12 +237,21 @@ func (h *external) options(w http.ResponseWriter, v string, rs []route) {
 	w.WriteHeader(http.StatusOK)
 }
 
+const digits = "0123456789abcdef"
+
 // newRequestID returns the identity of a request: what the router gave it, if anything, and a random part.
 func newRequestID(given string) string {
 	var b [16]byte
 	rand.Read(b[:])
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	id := fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+	text := make([]byte, 0, 36)
+	for i, c := range b {
+		if i == 4 || i == 6 || i == 8 || i == 10 {
+			text = append(text, '-')
+		}
+		text = append(text, digits[c>>4], digits[c&15])
+	}
+	id := string(text)
 	if given == "" || len(given) > 256 {
 		return id
 	}

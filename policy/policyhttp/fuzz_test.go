@@ -3,6 +3,7 @@ package policyhttp
 import (
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,9 +17,14 @@ func FuzzBodies(f *testing.F) {
 	f.Add([]byte(`{"policies":[` + fuzzItem + `]}`))
 	f.Add([]byte(`{"policies":[{"source":{"id":"a"},"destination":{"id":"b","protocol":"udp","ports":{"start":1,"end":65535},"port":65535}}]}`))
 	f.Add([]byte(`{"Policies":null,"policies":[null,7]}`))
+	f.Add([]byte(`{"policies":[{"source":{"id":"a"},"destination":{"id":"b","protocol":"tcp","port":7,"ports":{"start":1,"end":2}}}],"policies":[]}`))
+	f.Add([]byte(` { "policies" : [ {"destination":{"ports":{"end":2,"start":1,"start":2},"protocol":"tcp","id":"b"},"source":{"ID":"c","id":"a"}} ] } `))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, v := range []version{v0, v1} {
 			ps, err := decodePolicies(b, v)
+			if slow, serr := decodeAny(b, v); !slices.Equal(ps, slow) || (err == nil) != (serr == nil) || err != nil && err.Error() != serr.Error() {
+				t.Fatalf("%s: %v, %v; by encoding/json %v, %v", v, ps, err, slow, serr)
+			}
 			if (err == nil) == (len(ps) == 0) {
 				t.Fatalf("%s: %v, %v", v, ps, err)
 			}
@@ -36,6 +42,28 @@ func FuzzBodies(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestPlainBodies: what clients send is read without encoding/json, and what is odd in any way is not.
+func TestPlainBodies(t *testing.T) {
+	const a, b = `{"policies":[{"source":{"id":"a"},"destination":{"id":"b","protocol":"tcp",`, `}}]}`
+	for _, body := range []string{a + `"ports":{"start":1,"end":2}` + b, a + ` "ports" : { "end" : 2 , "start" : 1 } ` + b + "\n"} {
+		if ps, ok := plainPolicies([]byte(body), v1); !ok || len(ps) != 1 || ps[0].String() != "a -> b tcp 1-2" {
+			t.Errorf("%s: %v, %v", body, ps, ok)
+		}
+	}
+	if ps, ok := plainPolicies([]byte(a+`"port":7`+b), v0); !ok || len(ps) != 1 || ps[0].String() != "a -> b tcp 7" {
+		t.Errorf("v0: %v, %v", ps, ok)
+	}
+	for _, body := range []string{
+		``, `{}`, `[]`, `{"policies":[]}`, `{"policies":null}`, `{"policies":[null]}`, a + `"ports":{"start":1,"end":2}` + b + "}", a + `"ports":{"start":2,"end":1}` + b,
+		a + `"ports":{"start":1,"end":2},"id":"c"` + b, a + `"ports":{"start":1,"end":2},"ID":"c"` + b, a + `"ports":{"start":1,"end":2},"tag":""` + b,
+		a + `"ports":{"start":1,"end":2,"end":3}` + b, a + `"ports":{"start":1.0,"end":2}` + b, a + `"port":7` + b,
+	} {
+		if ps, ok := plainPolicies([]byte(body), v1); ok {
+			t.Errorf("%s was read as %v", body, ps)
+		}
+	}
 }
 
 func FuzzWatch(f *testing.F) {

@@ -46,6 +46,14 @@ type wireItem struct {
 // decodePolicies reads the body of a create or delete. The deployed server reads all of it before it judges the first policy, so
 // what is no JSON wins over what is no policy; of these the first one counts.
 func decodePolicies(body []byte, v version) ([]policy.Policy, error) {
+	if ps, ok := plainPolicies(body, v); ok {
+		return ps, nil
+	}
+	return decodeAny(body, v)
+}
+
+// decodeAny is decodePolicies by encoding/json.
+func decodeAny(body []byte, v version) ([]policy.Policy, error) {
 	in := struct {
 		Policies wireItems `json:"policies"`
 	}{wireItems{version: v, wrong: errMissing}}
