@@ -51,6 +51,7 @@ type draft struct {
 	counts map[identity.Group]int    // by source, how many policies it has more than in base
 	parts  map[identity.Group]int    // how often a group is source or destination of an added policy
 	groups map[identity.Group]*group // that have a tag now
+	found  map[identity.Group]*group // of base, as far as they were looked for
 	lost   map[identity.Group]bool   // groups that lost a policy
 	kept   map[identity.Group]bool   // groups whose tag was asked for
 	taken  []freedTag
@@ -58,7 +59,7 @@ type draft struct {
 
 func newDraft(base *view, tags *pool, now int64) *draft {
 	return &draft{base: base, tags: tags, now: now, rows: map[policy.Policy]bool{}, counts: map[identity.Group]int{}, parts: map[identity.Group]int{},
-		groups: map[identity.Group]*group{}, lost: map[identity.Group]bool{}, kept: map[identity.Group]bool{}}
+		groups: map[identity.Group]*group{}, found: map[identity.Group]*group{}, lost: map[identity.Group]bool{}, kept: map[identity.Group]bool{}}
 }
 
 // judge decides one request. One that is refused changes nothing.
@@ -83,7 +84,8 @@ func (d *draft) has(p policy.Policy) bool {
 	if there, ok := d.rows[p]; ok {
 		return there
 	}
-	return d.base.has(p)
+	s, t := d.group(p.Source), d.group(p.Destination)
+	return s != nil && t != nil && d.base.holds(newRow(s, t, p.Ports, p.Protocol))
 }
 
 // set makes a policy be there or not, which it was or was not.
@@ -116,7 +118,12 @@ func (d *draft) group(name identity.Group) *group {
 	if g := d.groups[name]; g != nil {
 		return g
 	}
-	return d.base.group(name)
+	g, ok := d.found[name]
+	if !ok {
+		g = d.base.group(name)
+		d.found[name] = g
+	}
+	return g
 }
 
 func (d *draft) create(ps []policy.Policy, quota int) error {

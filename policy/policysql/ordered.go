@@ -14,7 +14,7 @@ type ordered[T any] struct {
 }
 
 const (
-	pageSize = 256              // elements of a page at most
+	pageSize = 128              // elements of a page at most
 	pageFill = pageSize * 3 / 4 // elements of a new page
 )
 

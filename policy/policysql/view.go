@@ -135,7 +135,11 @@ func (v *view) group(name identity.Group) *group {
 }
 
 func (v *view) has(p policy.Policy) bool {
-	want := newRow(newGroup(identity.Tagged{Group: p.Source}), newGroup(identity.Tagged{Group: p.Destination}), p.Ports, p.Protocol)
+	return v.holds(newRow(newGroup(identity.Tagged{Group: p.Source}), newGroup(identity.Tagged{Group: p.Destination}), p.Ports, p.Protocol))
+}
+
+// holds is has for a policy as a row, whose groups need not be those of the view.
+func (v *view) holds(want row) bool {
 	_, ok := v.rows.find(func(r row) int { return byDestination(r, want) })
 	return ok
 }
