@@ -19,6 +19,8 @@ import (
 //	             all else by others
 //	destinations the address finds to-TAG of its group; there (tag, protocol, port) is looked up, in the first place for streams that
 //	             are known, if without answers. Without policy it finds to-any
+//	streams      the same for what a container sends in a connection that bears its own tag: known-TAG looks into the same set with the tag
+//	             from there, so that the packet need not be given one. What is not found there goes on as if it had not been asked
 //	allow        the connection keeps the tag of who began it
 //	input        what containers may reach of the host itself
 //	errors       what containers say of packets that did not arrive: only of their own connections
@@ -48,6 +50,7 @@ const (
 	setSources      = "sources"      // (device, address) -> from-TAG
 	setOwn          = "own"          // (device, address)
 	setDestinations = "destinations" // address -> to-TAG
+	setStreams      = "streams"      // address -> known-TAG
 	setServices     = "services"     // (address, protocol, port) of the host
 	setIngress      = "ingress"      // (address, port) for overlay ingress
 	setEnded        = "ended"        // (address, port, address, port, protocol): what Cut ended, from the side that answered
@@ -71,6 +74,9 @@ type frame struct {
 	connMask     uint32
 	ended        bool // the set of what Cut ended is not empty
 }
+
+// streams reports whether streams without answers are known by the marks of their connections: only where the tag is in the same bits as in a packet's.
+func (f frame) streams() bool { return f.connMask == tagMask && !f.unrestricted }
 
 // hook is the declaration of a base chain of type filter, priority filter, policy accept: the table refuses by rules, since most of what
 // passes the hooks is none of ours.
@@ -324,19 +330,26 @@ func fromChain(tag identity.Tag) string { return "from-" + tag.String() }
 func awayChain(tag identity.Tag) string { return fromChain(tag) + "-away" }
 
 // from returns the chain of what a group's members here send. Only what enters the overlay gets the tag: the marks of all else are not ours.
-func from(tag identity.Tag) chain {
-	return newChain(fromChain(tag), noHook,
+// With streams, the tag in the connection's mark is where the packet's is, and known streams need not be given it once more.
+func from(tag identity.Tag, streams bool) chain {
+	rules := []rule{
 		// oifname != "s-*" goto from-0007-away
 		newRule(oifnameNot(containers), goTo(awayChain(tag))),
 		// ct state established accept
 		newRule(isEstablished(), accept()),
+	}
+	if streams && tag != 0 {
+		// ct mark & 0x0000ffff == 0x00000007 ip daddr vmap @streams
+		rules = append(rules, newRule(connTagIs(uint32(tag)), verdictByDestination(setStreams)))
+	}
+	return newChain(fromChain(tag), noHook, append(rules,
 		// icmp type != echo-request goto errors
 		newRule(icmpAnswer(), goTo(chainErrors)),
 		// meta mark set meta mark & 0xffff0000 | 0x00000007 ip daddr vmap @destinations
 		newRule(setTag(uint32(tag)), verdictByDestination(setDestinations)),
 		// goto refuse-unknown-destination
 		newRule(refuse(UnknownDestination)),
-	)
+	)...)
 }
 
 // away returns the chain of what they send to other hosts, whose tables judge it, and to the outside.
@@ -351,6 +364,17 @@ func away(vtep string, tag identity.Tag) chain {
 		// goto to-outside
 		newRule(goTo(chainOutside)),
 	)
+}
+
+// knownChain returns the name of the chain that judges streams that are known.
+func knownChain(tag identity.Tag) string { return "known-" + tag.String() }
+
+// known returns the chain that judges packets of a connection that bears the tag of who sends them; what it does not accept
+// is judged like any other.
+func known(tag identity.Tag) chain {
+	return newChain(knownChain(tag), noHook,
+		// ct mark & 0x0000ffff . meta l4proto . th dport @allow-0007 accept
+		newRule(streamAllowedIn(allowSet(tag)), accept()))
 }
 
 // toChain returns the name of the chain that judges what the members of a group here are sent; allowSet that of the set it looks into.

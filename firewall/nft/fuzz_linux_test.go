@@ -70,7 +70,7 @@ func FuzzAllowKey(f *testing.F) {
 func TestCanonicalTellsRulesApart(t *testing.T) {
 	seen := map[string]string{}
 	chains := frame{network: netip.MustParsePrefix("10.255.0.0/16"), vtep: "silk-vtep", connMask: 0xffff0000, router: 7}.chains()
-	for _, c := range append(chains, from(7), from(0x700), away("silk-vtep", 7), away("silk-vtep", 0x700), to(0xffff0000, 7, "allow-0007", rangesRule{"ranges-0007-0", 1}), to(0xffff0000, 8, "allow-0008", rangesRule{"shards-0008-4", 4})) {
+	for _, c := range append(chains, from(7, true), from(0x700, true), known(7), known(8), away("silk-vtep", 7), away("silk-vtep", 0x700), to(0xffff0000, 7, "allow-0007", rangesRule{"ranges-0007-0", 1}), to(0xffff0000, 8, "allow-0008", rangesRule{"shards-0008-4", 4})) {
 		for _, r := range c.rules {
 			if text, ok := seen[r.canon]; ok && text != r.text {
 				t.Errorf("%q and %q are the same to a comparison", text, r.text)

@@ -234,6 +234,18 @@ func connMark(op expr.CmpOp, mask uint32) part {
 	return part{fmt.Sprintf("ct mark & 0x%08x %s 0x00000000", mask, sign[op]), exprs}
 }
 
+// connTagIs compares the tag that a connection's mark has where packets have theirs.
+func connTagIs(tag uint32) part {
+	return part{fmt.Sprintf("ct mark & 0x%08x == 0x%08x", tagMask, tag),
+		[]expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: reg1}, and(reg1, tagMask, 0), compare(expr.CmpOpEq, host32(tag)...)}}
+}
+
+// streamAllowedIn is allowedIn with the tag that the connection bears.
+func streamAllowedIn(set string) part {
+	return part{fmt.Sprintf("ct mark & 0x%08x . meta l4proto . th dport @%s", tagMask, set), []expr.Any{
+		&expr.Ct{Key: expr.CtKeyMARK, Register: reg1}, and(reg1, tagMask, 0), meta(expr.MetaKeyL4PROTO, word1), transport(offsetDport, word2), in(set)}}
+}
+
 func connMarkFromTag() part {
 	return part{fmt.Sprintf("ct mark set meta mark & 0x%08x", tagMask), []expr.Any{meta(expr.MetaKeyMARK, reg1), and(reg1, tagMask, 0),
 		&expr.Ct{Key: expr.CtKeyMARK, Register: reg1, SourceRegister: true}}}

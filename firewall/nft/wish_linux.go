@@ -66,7 +66,7 @@ func kindOf(name string) *setKind {
 		return kindSources
 	case setOwn:
 		return kindOwn
-	case setDestinations:
+	case setDestinations, setStreams:
 		return kindTo
 	case setServices:
 		return kindService
@@ -140,9 +140,9 @@ func (b *builder) wish(f frame, rs *firewall.Ruleset, have map[string]*set) *wis
 	if len(b.made) > 4*(len(rs.Groups)+len(rs.Sources))+1024 {
 		clear(b.made)
 	}
-	w := &wish{frame: f, chains: slices.Clone(b.static), sets: small(rs)}
+	w := &wish{frame: f, chains: slices.Clone(b.static), sets: small(rs, f.streams())}
 	for _, tag := range senders(rs) {
-		w.chains = append(w.chains, b.chain(fromChain(tag), func() chain { return from(tag) }),
+		w.chains = append(w.chains, b.chain(fromChain(tag), func() chain { return from(tag, f.streams()) }),
 			b.chain(awayChain(tag), func() chain { return away(f.vtep, tag) }))
 	}
 	if rs.Unrestricted {
@@ -154,6 +154,9 @@ func (b *builder) wish(f frame, rs *firewall.Ruleset, have map[string]*set) *wis
 		if len(singles) > 0 {
 			allowName = allowSet(g.Tag)
 			w.sets = append(w.sets, set{name: allowName, allow: singles})
+			if f.streams() {
+				w.chains = append(w.chains, b.chain(knownChain(g.Tag), func() chain { return known(g.Tag) }))
+			}
 		}
 		if len(ranges) > 0 {
 			rule = b.ranges(w, g.Tag, ranges, have)
@@ -200,7 +203,12 @@ func split(list []firewall.Allow) (singles, ranges []firewall.Allow) {
 }
 
 // small returns the sets that are no allowances.
-func small(rs *firewall.Ruleset) []set {
+func small(rs *firewall.Ruleset, known bool) []set {
+	streams := set{name: setStreams}
+	single := map[identity.Tag]bool{} // groups that have allowances for single ports
+	for _, g := range rs.Groups {
+		single[g.Tag] = known && slices.ContainsFunc(g.Allowed, func(a firewall.Allow) bool { return a.Ports.Single() })
+	}
 	sources, own, to := set{name: setSources}, set{name: setOwn}, set{name: setDestinations}
 	services, ingress := set{name: setServices}, set{name: setIngress}
 	for _, s := range rs.Sources {
@@ -215,6 +223,9 @@ func small(rs *firewall.Ruleset) []set {
 			leads = chainAny
 		case d.Group != 0:
 			leads = toChain(d.Group)
+			if single[d.Group] {
+				streams.elems = append(streams.elems, elem{string(d.Address.AsSlice()), knownChain(d.Group)})
+			}
 		}
 		to.elems = append(to.elems, elem{string(d.Address.AsSlice()), leads})
 	}
@@ -224,7 +235,7 @@ func small(rs *firewall.Ruleset) []set {
 	for _, i := range rs.Ingress {
 		ingress.elems = append(ingress.elems, elem{key: string(i.Address.AsSlice()) + port32(i.Port)})
 	}
-	all := []set{sources, own, to, services, ingress, {name: setEnded}}
+	all := []set{sources, own, to, streams, services, ingress, {name: setEnded}}
 	for _, s := range all {
 		slices.SortFunc(s.elems, compareElem)
 	}
