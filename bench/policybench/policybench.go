@@ -285,7 +285,7 @@ func (b *run) writes(ctx context.Context, r *bench.Report, p *process, inserts *
 			}
 		}
 	}
-	inserts.Compare(r, "policy.create", creates, 0.5, 0.5)
+	inserts.Compare(r, "policy.create", creates, 0.5, 0)
 	return nil
 }
 
