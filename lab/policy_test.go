@@ -397,7 +397,7 @@ func TestASpoofedSourceIsRefused(t *testing.T) {
 		}))
 	}
 	// Two layers refuse it, and each does so alone: first the overlay's guard, then, once that is gone, the policy table.
-	guard := func() int { return counted(t, l, "host1", "chain", "overlay-prerouting", "fib saddr . iif") }
+	guard := func() int { return counted(t, l, "host1", "chain", "overlay-prerouting", "\tiifname \"s-*\" counter") }
 	policies := func() int { return counted(t, l, "host1", "counter", "unknown-source", "packets") }
 	before := guard()
 	for range 20 {
