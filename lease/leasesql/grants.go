@@ -35,23 +35,33 @@ func (w *series) grant(leases []lease.Lease, counter uint64) {
 	}
 }
 
-// someGrants is how many rows of silk_lease_grants, of up to maxBatch leases each, are moved at a time while requests wait; allGrants is more than there are.
-const someGrants, allGrants = 16, 1 << 30
+// fewest is how many leases a grant is worth its row and the move for. someGrants is how many rows of silk_lease_grants are moved at a time, while requests may come
+// in; allGrants is more than there are.
+const fewest, someGrants, allGrants = 4, 32, 1 << 30
 
-// moveGrants moves the oldest grants to silk_leases, up to limit. It is one statement, so that two stores cannot move the same one.
-func (k *keeper) moveGrants(ctx context.Context, limit int) error {
+// moveGrants moves the oldest grants to silk_leases, up to limit, and returns how many there were. It is one statement, so that two stores cannot move the same one.
+func (k *keeper) moveGrants(ctx context.Context, limit int) (moved int, err error) {
 	d := k.s.db.Dialect()
 	if !d.Arrays {
-		return nil
+		return 0, nil
 	}
-	err := k.s.db.Again(ctx, func(int) error {
-		_, err := k.s.db.Exec(ctx, `WITH g AS (DELETE FROM silk_lease_grants WHERE counter IN (SELECT counter FROM silk_lease_grants ORDER BY counter LIMIT ?) RETURNING *)
-			`+intoLeases+`SELECT DISTINCT ON (r.subnet) r.subnet, COALESCE(r.host, ''), COALESCE(r.mac, ''), COALESCE(r.id, 0), 0, 0, g.counter FROM g, `+granted+`
-			ORDER BY r.subnet, g.counter DESC`+d.Upsert(keyColumn, otherColumns...)+" WHERE silk_leases.changed < excluded.changed", limit)
-		return err
+	err = k.s.db.Again(ctx, func(int) error {
+		return k.s.db.QueryRow(ctx, `WITH g AS (DELETE FROM silk_lease_grants WHERE counter IN (SELECT counter FROM silk_lease_grants ORDER BY counter LIMIT ?) RETURNING *),
+			moved AS (`+intoLeases+`SELECT DISTINCT ON (r.subnet) r.subnet, COALESCE(r.host, ''), COALESCE(r.mac, ''), COALESCE(r.id, 0), 0, 0, g.counter FROM g, `+granted+`
+			ORDER BY r.subnet, g.counter DESC`+d.Upsert(keyColumn, otherColumns...)+" WHERE silk_leases.changed < excluded.changed) SELECT COUNT(*) FROM g", limit).Scan(&moved)
 	})
 	if err != nil {
-		return fmt.Errorf("move grants: %w", err)
+		return 0, fmt.Errorf("move grants: %w", err)
 	}
-	return nil
+	return moved, nil
+}
+
+// moveSome moves grants until there are none, or somebody waits.
+func (k *keeper) moveSome(ctx context.Context) error {
+	for {
+		moved, err := k.moveGrants(ctx, someGrants)
+		if err != nil || moved < someGrants || len(k.s.calls) > 0 {
+			return err
+		}
+	}
 }

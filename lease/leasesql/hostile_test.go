@@ -6,6 +6,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,6 +27,26 @@ func fill(t testing.TB, s *leasesql.Store, n int) []lease.Lease {
 		if held[i], err = s.Acquire(t.Context(), leasetest.Host(i), lease.Block); err != nil {
 			t.Fatal(err)
 		}
+	}
+	return held
+}
+
+// fillAtOnce is fill by hosts that ask at the same time, so that batches are recorded as grants where there are any.
+func fillAtOnce(t testing.TB, s *leasesql.Store, n int) []lease.Lease {
+	t.Helper()
+	held := make([]lease.Lease, n)
+	var wg sync.WaitGroup
+	for i := range held {
+		wg.Go(func() {
+			var err error
+			if held[i], err = s.Acquire(t.Context(), leasetest.Host(i), lease.Block); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if t.Failed() {
+		t.FailNow()
 	}
 	return held
 }

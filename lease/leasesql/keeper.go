@@ -95,6 +95,9 @@ func (k *keeper) run(ctx context.Context) {
 			err = k.look(ctx, false)
 			compared = now
 			k.looked = time.Since(now)
+			if err == nil {
+				err = k.moveSome(ctx)
+			}
 		case now.Sub(k.verified()) >= pollEvery:
 			err = k.poll(ctx)
 		}
@@ -206,9 +209,6 @@ func (k *keeper) look(ctx context.Context, audit bool) error {
 			k.s.log.Error("table silk_leases was changed by somebody else: it is read anew, in a new epoch")
 			k.renew = true
 		}
-	}
-	if err := k.moveGrants(ctx, someGrants); err != nil {
-		return err
 	}
 	if audit {
 		return k.prune(ctx)
@@ -471,7 +471,7 @@ func (k *keeper) prune(ctx context.Context) error {
 	}
 	slices.Sort(freed)
 	limit := min(freed[len(freed)-k.s.keepFreed/2-1], k.at.now-seconds(k.s.cfg.ReuseDelay))
-	if err := k.moveGrants(ctx, allGrants); err != nil { // or they would say again what is forgotten here
+	if _, err := k.moveGrants(ctx, allGrants); err != nil { // or they would say again what is forgotten here
 		return err
 	}
 	var n int64

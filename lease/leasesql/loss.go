@@ -47,7 +47,7 @@ func (k *keeper) remember(old *lease.Ledger, now int64) {
 // discard removes entries of silk_leases that cannot be read: the comparison that follows makes them anew from subnets, where that holds something.
 func (k *keeper) discard(ctx context.Context, keys []string) error {
 	k.s.log.Error("table silk_leases held what cannot be read: it was removed", "count", len(keys), "first", keys[0])
-	if err := k.moveGrants(ctx, allGrants); err != nil {
+	if _, err := k.moveGrants(ctx, allGrants); err != nil {
 		return err
 	}
 	for part := range slices.Chunk(keys, chunk) {

@@ -137,11 +137,7 @@ func TestRenewEpoch(t *testing.T) {
 func TestFreeSubnetsAreForgotten(t *testing.T) {
 	eachEngine(t, func(t *testing.T, db sqldb.Config) {
 		s, raw := open(t, config(db, wide(t))), connect(t, db)
-		for i := range 60 {
-			if _, err := s.Acquire(t.Context(), leasetest.Host(i), lease.Block); err != nil {
-				t.Fatal(err)
-			}
-		}
+		fillAtOnce(t, s, 60)
 		since := s.Must(t).Revision
 		for i := range 50 {
 			if err := s.Release(t.Context(), leasetest.Host(i)); err != nil {

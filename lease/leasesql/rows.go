@@ -195,14 +195,18 @@ func (w *series) insertRecorded(leases []lease.Lease, counter uint64, unused boo
 	for _, l := range leases {
 		w.recorded[l.Subnet] = true
 	}
-	if unused {
+	end := ""
+	switch {
+	case unused && len(leases) >= fewest:
 		w.grant(leases, counter)
 		return
+	case !unused:
+		end = w.dialect.Upsert(keyColumn, otherColumns...)
 	}
 	hosts, subnets, macs := columns(leases)
 	w.last = &sqldb.Statement{Want: int64(len(leases)),
 		With: newRows(w.dialect),
-		Text: intoLeases + "SELECT overlay_subnet, underlay_ip, overlay_hwaddr, id, 0, 0, ?::bigint FROM new" + w.dialect.Upsert(keyColumn, otherColumns...),
+		Text: intoLeases + "SELECT overlay_subnet, underlay_ip, overlay_hwaddr, id, 0, 0, ?::bigint FROM new" + end,
 		Args: []any{hosts, subnets, macs, int64(counter)},
 	}
 }

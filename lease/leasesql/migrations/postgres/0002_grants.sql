@@ -8,3 +8,5 @@ CREATE TABLE IF NOT EXISTS silk_lease_grants (
 	ids bigint[] NOT NULL
 );
 CREATE INDEX IF NOT EXISTS silk_lease_grants_counter ON silk_lease_grants (counter);
+-- It has no key, so that two stores that race for a counter meet at the revision; without a key of its own, replication needs the whole row.
+ALTER TABLE silk_lease_grants REPLICA IDENTITY FULL;
