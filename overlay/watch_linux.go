@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/lease"
@@ -69,8 +70,14 @@ func (f *Fabric) Watch(ctx context.Context, changed func()) error {
 	return errors.Join(errs...)
 }
 
-// wait calls changed until the listener is closed.
+// settled is how long after a notification the others who listen have it too. The kernel gives it to one after the other, of all namespaces, and a Set
+// that comes in between, because Watch was told first, has not heard of it yet.
+const settled = 200 * time.Millisecond
+
+// wait calls changed until the listener is closed: at once, and again when Set must have heard what it was about.
 func (f *Fabric) wait(l *kernel.Listener, nf bool, changed func()) error {
+	again := time.AfterFunc(settled, func() {})
+	defer func() { again.Stop() }()
 	for {
 		concerned := false
 		err := l.Wait(func(m kernel.Message) {
@@ -84,6 +91,8 @@ func (f *Fabric) wait(l *kernel.Listener, nf bool, changed func()) error {
 			return err
 		case err != nil || concerned:
 			changed()
+			again.Stop()
+			again = time.AfterFunc(settled, changed)
 		}
 	}
 }
