@@ -76,12 +76,18 @@ func writeOwn(c *nftables.Conn, table *nftables.Table, g guardPlan) error {
 	if g.dropOwn {
 		c.DelSet(set)
 	}
+	if g.flushOwn {
+		c.FlushSet(set)
+	}
 	if len(g.own) == 0 {
 		return nil
 	}
 	elements := make([]nftables.SetElement, len(g.own))
 	for i := range g.own {
 		elements[i].Key = g.own[i][:]
+	}
+	if g.flushOwn {
+		return c.SetAddElements(set, elements)
 	}
 	return c.AddSet(set, elements)
 }

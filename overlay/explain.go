@@ -98,8 +98,13 @@ func (g guardPlan) explain(say func(string, ...any)) {
 	if g.dropOwn {
 		say("nft delete set inet %s %s", Table, ownSet)
 	}
+	if g.flushOwn {
+		say("nft flush set inet %s %s", Table, ownSet)
+	}
 	if len(g.own) > 0 {
-		say("nft add set inet %s %s { type ifname . ipv4_addr; }", Table, ownSet)
+		if !g.flushOwn {
+			say("nft add set inet %s %s { type ifname . ipv4_addr; }", Table, ownSet)
+		}
 		var keys []string
 		for _, k := range g.own {
 			keys = append(keys, k.String())

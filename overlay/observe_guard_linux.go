@@ -62,15 +62,15 @@ func (f *Fabric) observeGuard(c Config, lower string) (guard, error) {
 
 // observeOwn compares the set of containers' sources with what it should be.
 func (f *Fabric) observeOwn(c Config, g *guard) error {
-	want, right := pairs(c.Local.Subnet), false
+	want := pairs(c.Local.Subnet)
 	err := f.nf.Get(nfRequest(unix.NFT_MSG_GETSET, 0, Table, ownSet), func(m kernel.Message) error {
-		g.ownIs, right = true, isOwnSet(m.Body)
+		g.ownIs, g.ownFit = true, isOwnSet(m.Body)
 		return nil
 	})
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("look up nft set %s: %w", ownSet, err)
 	}
-	if !g.ownIs || !right {
+	if !g.ownIs || !g.ownFit {
 		g.own = !g.ownIs && len(want) == 0
 		return nil
 	}
@@ -91,7 +91,7 @@ func (f *Fabric) observeOwn(c Config, g *guard) error {
 	if err != nil {
 		return fmt.Errorf("list nft set %s: %w", ownSet, err)
 	}
-	g.own = !odd && samePairs(got, want)
+	g.own, g.ownFit = !odd && samePairs(got, want), !odd
 	return nil
 }
 

@@ -90,6 +90,7 @@ type guard struct {
 	other  bool // there is something else of the set's name
 	own    bool // there is the set of containers' sources, if there should be, just as it should be
 	ownIs  bool // there is something of its name
+	ownFit bool // of the right kind
 	chains []chain
 	peers  []netip.Addr
 }
@@ -151,6 +152,7 @@ type guardPlan struct {
 	addPeers   []netip.Addr
 	old        []string // chains that stand where others are to be written, or refer to what must go
 	dropOwn    bool     // what bears the name of the set of containers' sources goes
+	flushOwn   bool     // its elements go, since others' rules may refer to it
 	own        []pair   // the set is made anew with these
 	chains     []chain  // to be written whole
 }
@@ -393,7 +395,7 @@ func (p *plan) planGuard(w *wish, o *observed) {
 	p.guard.replaceSet = g.other
 	p.guard.makeSet = !g.set || !g.table
 	if !g.own {
-		p.guard.dropOwn, p.guard.own = g.ownIs, pairs(w.cfg.Local.Subnet)
+		p.guard.dropOwn, p.guard.flushOwn, p.guard.own = g.ownIs && !g.ownFit, g.ownIs && g.ownFit, pairs(w.cfg.Local.Subnet)
 	}
 	for _, c := range guardChains(w.cfg, o.lower.name) {
 		i := slices.IndexFunc(g.chains, func(x chain) bool { return x.name == c.name })

@@ -79,6 +79,7 @@ var sabotage = []string{
 	"nft add rule inet silk overlay-input socket transparent 1 accept",
 	"nft 'chain inet silk overlay-input { policy drop; }'",
 	`nft 'delete element inet silk overlay-own { "s-010255030002" . 10.255.30.2 }'`,
+	`nft 'add chain inet silk another; add rule inet silk another iifname . ip saddr @overlay-own accept; add element inet silk overlay-own { "s-010255030002" . 10.255.30.3 }; flush chain inet silk overlay-input'`,
 	`nft 'add element inet silk overlay-own { "s-010255030002" . 10.255.30.3 }'`,
 	`nft 'flush chain inet silk overlay-prerouting; delete set inet silk overlay-own'`,
 	`nft 'flush chain inet silk overlay-prerouting; delete set inet silk overlay-own; add set inet silk overlay-own { type ifname . ipv4_addr; flags interval; }'`,
