@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 )
 
@@ -31,7 +30,7 @@ const Any = -1
 // Atomic runs statements in order in one transaction, all or none, and returns how many rows each met. Unlike Tx it does not try again: the
 // statements came of something that was read before, and the caller must read that again. PostgreSQL takes the whole series in one round trip.
 func (d *DB) Atomic(ctx context.Context, series []Statement) ([]int64, error) {
-	return d.AtomicWhile(ctx, series, nil)
+	return d.AtomicWhile(ctx, series, func() {})
 }
 
 // AtomicWhile is Atomic with something to do until the database has answered: PostgreSQL works meanwhile, other engines have committed by then. It is done
@@ -54,7 +53,7 @@ func (d *DB) AtomicWhile(ctx context.Context, series []Statement, meanwhile func
 		}
 		return nil
 	})
-	if err == nil && meanwhile != nil {
+	if err == nil {
 		meanwhile()
 	}
 	return counts, err
@@ -103,31 +102,13 @@ func (d *DB) pipeline(ctx context.Context, series []Statement, meanwhile func())
 	}
 	defer c.Close()
 	err = c.Raw(func(conn any) (err error) {
-		c := conn.(*stdlib.Conn).Conn()
-		if len(series) == 1 && meanwhile == nil {
-			counts, err = d.sendOne(ctx, c, series[0])
-		} else {
-			counts, err = d.sendBatch(ctx, c, series, meanwhile)
-		}
-		if isCode(err, divisionByZero) {
-			err = errStale
-		}
+		counts, err = d.sendBatch(ctx, conn.(*stdlib.Conn).Conn(), series, meanwhile)
 		return err
 	})
 	if err != nil {
 		return nil, d.failed(err)
 	}
 	return counts, nil
-}
-
-// sendOne spares what it takes to keep several statements apart.
-func (d *DB) sendOne(ctx context.Context, c *pgx.Conn, s Statement) ([]int64, error) {
-	text, args := s.words()
-	tag, err := c.Exec(ctx, d.text(text), args...)
-	if err != nil {
-		return nil, err
-	}
-	return []int64{s.met(tag)}, nil
 }
 
 func (d *DB) sendBatch(ctx context.Context, c *pgx.Conn, series []Statement, meanwhile func()) (counts []int64, err error) {
@@ -141,25 +122,20 @@ func (d *DB) sendBatch(ctx context.Context, c *pgx.Conn, series []Statement, mea
 		if cerr := results.Close(); err == nil {
 			err = cerr
 		}
+		if isCode(err, divisionByZero) {
+			err = errStale
+		}
 	}()
-	if meanwhile != nil {
-		meanwhile()
-	}
+	meanwhile()
 	counts = make([]int64, len(series))
 	for i, s := range series {
 		tag, err := results.Exec()
 		if err != nil {
 			return nil, fmt.Errorf("statement %d: %w", i+1, err)
 		}
-		counts[i] = s.met(tag)
+		if counts[i] = tag.RowsAffected(); s.Want != Any {
+			counts[i] = s.Want
+		}
 	}
 	return counts, nil
-}
-
-// met is how many rows a statement that succeeded met: as it has said itself, if it was to meet a number of them.
-func (s Statement) met(tag pgconn.CommandTag) int64 {
-	if s.Want != Any {
-		return s.Want
-	}
-	return tag.RowsAffected()
 }
