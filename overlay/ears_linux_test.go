@@ -53,13 +53,7 @@ func TestLowerDeviceNumberedAsAContainers(t *testing.T) {
 	h.set(example())
 	h.sh("ip link add lower9 index 16777299 type veth peer name peer9; ip link set lower9 up; ip link set peer9 up; ip addr add 10.0.16.15/24 dev lower9; ip addr flush dev eth0")
 	h.keep(example())
-	whole := func() string {
-		p, err := h.tryPlan(example())
-		if err != nil {
-			return err.Error()
-		}
-		return strings.Join(p, "\n")
-	}
+	whole := func() string { return h.toDo(example()) }
 	testkit.Within(t, 10*time.Second, whole)
 	if link := h.sh("ip -d link show silk-vtep"); !strings.Contains(link, "dev lower9") {
 		t.Fatalf("the VTEP is not on the other device: %s", link)

@@ -139,6 +139,15 @@ func (h *host) tryPlan(c overlay.Config) ([]string, error) {
 	return lines, err
 }
 
+// toDo returns what a Set would do now, or why that cannot be told, and "" if the kernel holds exactly what c asks for.
+func (h *host) toDo(c overlay.Config) string {
+	p, err := h.tryPlan(c)
+	if err != nil {
+		return err.Error()
+	}
+	return strings.Join(p, "\n")
+}
+
 // holds fails the test unless the kernel holds exactly what c asks for.
 func (h *host) holds(c overlay.Config) {
 	h.t.Helper()

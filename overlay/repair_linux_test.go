@@ -98,13 +98,7 @@ func TestSabotageIsRepairedWithinASecond(t *testing.T) {
 			t.Parallel()
 			h := newHost(t, "10.0.16.15")
 			h.keep(example())
-			whole := func() string {
-				p, err := h.tryPlan(example())
-				if err != nil {
-					return err.Error()
-				}
-				return strings.Join(p, "\n")
-			}
+			whole := func() string { return h.toDo(example()) }
 			testkit.Within(t, 10*time.Second, whole)
 			h.sh(script)
 			testkit.Within(t, patience, whole)
@@ -225,13 +219,7 @@ func TestWatchEndsWithItsContext(t *testing.T) {
 func TestLowerDeviceMayGoAndComeBack(t *testing.T) {
 	h := newHost(t, "10.0.16.15")
 	h.keep(example())
-	whole := func() string {
-		p, err := h.tryPlan(example())
-		if err != nil {
-			return err.Error()
-		}
-		return strings.Join(p, "\n")
-	}
+	whole := func() string { return h.toDo(example()) }
 	testkit.Within(t, 5*time.Second, whole)
 	h.sh("ip addr flush dev eth0; ip route add 10.0.16.0/24 dev eth0 || true")
 	h.sh("ip link add br0 type bridge; ip link set eth0 master br0; ip addr add 10.0.16.15/24 dev br0; ip link set br0 up") // as bonding or bridging does

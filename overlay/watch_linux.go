@@ -76,8 +76,9 @@ const settled = 200 * time.Millisecond
 
 // wait calls changed until the listener is closed: at once, and again when Set must have heard what it was about.
 func (f *Fabric) wait(l *kernel.Listener, nf bool, changed func()) error {
-	again := time.AfterFunc(settled, func() {})
-	defer func() { again.Stop() }()
+	again := time.AfterFunc(settled, changed)
+	again.Stop()
+	defer again.Stop()
 	for {
 		concerned := false
 		err := l.Wait(func(m kernel.Message) {
@@ -91,8 +92,7 @@ func (f *Fabric) wait(l *kernel.Listener, nf bool, changed func()) error {
 			return err
 		case err != nil || concerned:
 			changed()
-			again.Stop()
-			again = time.AfterFunc(settled, changed)
+			again.Reset(settled)
 		}
 	}
 }
