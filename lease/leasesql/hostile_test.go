@@ -51,6 +51,21 @@ func fillAtOnce(t testing.TB, s *leasesql.Store, n int) []lease.Lease {
 	return held
 }
 
+// harmsNobody renews three leases that are held, and one more, beside garbage that is to go.
+func harmsNobody(t testing.TB, s *leasesql.Store, db sqldb.Config, held []lease.Lease, gone func() bool) {
+	t.Helper()
+	for i, l := range append(held, leasetest.Of(leasetest.Host(9), "10.255.77.0/24")) {
+		if err := s.Renew(t.Context(), l); err != nil {
+			t.Errorf("renewal %d of %v: %v", i, l, err)
+		}
+	}
+	leasetest.Eventually(t, "all four leases are listed", func() bool { return len(list(t, s)) == 4 })
+	leasetest.Eventually(t, "the garbage has gone", gone)
+	if got := len(list(t, open(t, config(db, wide(t))))); got != 4 {
+		t.Errorf("a store that is opened now lists %d leases, want 4", got)
+	}
+}
+
 // TestUnreadableRecordHarmsNobody puts garbage where the package keeps its own records. No host is told that its lease is lost, and the garbage goes.
 func TestUnreadableRecordHarmsNobody(t *testing.T) {
 	eachEngine(t, func(t *testing.T, db sqldb.Config) {
@@ -59,20 +74,9 @@ func TestUnreadableRecordHarmsNobody(t *testing.T) {
 		exec(t, raw, "INSERT INTO silk_leases (overlay_subnet, underlay_ip, overlay_hwaddr, row_id, state, freed_at, changed) SELECT 'garbage', 'fd00::1', 'x', 0, 0, 0, counter + 1 FROM silk_lease_revision")
 		exec(t, raw, "UPDATE silk_leases SET underlay_ip = 'fd00::2', changed = (SELECT counter + 1 FROM silk_lease_revision) WHERE overlay_subnet = ?", held[1].Subnet.String())
 		exec(t, raw, "UPDATE silk_lease_revision SET counter = counter + 1")
-		for i, l := range append(held, leasetest.Of(leasetest.Host(9), "10.255.77.0/24")) {
-			if err := s.Renew(t.Context(), l); err != nil {
-				t.Errorf("renewal %d of %v: %v", i, l, err)
-			}
-		}
-		leasetest.Eventually(t, "all four leases are listed", func() bool { return len(list(t, s)) == 4 })
-		leasetest.Eventually(t, "the garbage has gone", func() bool {
-			var n int
-			err := raw.QueryRow(t.Context(), "SELECT COUNT(*) FROM silk_leases WHERE overlay_subnet = 'garbage' OR underlay_ip LIKE 'fd%'").Scan(&n)
-			return err == nil && n == 0
+		harmsNobody(t, s, db, held, func() bool {
+			return count(t, raw, "silk_leases WHERE overlay_subnet = 'garbage' OR underlay_ip LIKE 'fd%'") == 0
 		})
-		if got := len(list(t, open(t, config(db, wide(t))))); got != 4 {
-			t.Errorf("a store that is opened now lists %d leases, want 4", got)
-		}
 	})
 }
 
