@@ -44,6 +44,7 @@ type Record struct {
 	Group    string          `json:"policy_group"`
 	Metadata json.RawMessage `json:"metadata,omitempty"` // as the runtime gave it, an object
 	PortMaps []PortMap       `json:"port_maps,omitempty"`
+	NetOut   json.RawMessage `json:"net_out,omitempty"` // Garden's list of rules as the runtime gave it; absent: it gave none, which is not an empty list
 	Limits   *Limits         `json:"limits,omitempty"`
 
 	Device       string   `json:"device"` // the host's end
