@@ -52,6 +52,7 @@ var sabotage = []string{
 	"ip route del 10.255.0.0/16 dev silk-vtep",
 	"ip route del 10.255.2.0/24",
 	"ip route replace 10.255.2.0/24 via 10.255.0.12 dev silk-vtep proto 83 metric 513",
+	"ip route replace 10.255.2.0/24 dev lo metric 513",
 	"ip route append 10.255.2.0/24 via 10.255.0.12 dev silk-vtep proto 83 metric 513",
 	"ip route prepend 10.255.2.0/24 via 10.255.0.12 dev silk-vtep metric 513",
 	"ip route add 10.255.2.0/24 via 10.255.2.0 dev silk-vtep proto 83",

@@ -3,6 +3,7 @@ package overlay
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -111,7 +112,7 @@ func (v *view) concerns(nf bool, m kernel.Message) bool {
 		return ok && (index == v.index || a.prefix.Addr() == v.underlay)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		r, oif, _ := parseRoute(m.Body)
-		return v.index != 0 && oif == v.index || r.proto == Protocol
+		return v.index != 0 && oif == v.index || r.proto == Protocol || v.leadsToPeer(r) // who replaces one of ours is told of, and what was replaced is not
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		if index, _, ok := parseEntry(m.Body); ok {
 			return index == v.index
@@ -125,6 +126,12 @@ func (v *view) concerns(nf bool, m kernel.Message) bool {
 		return n.permanent || peer
 	}
 	return false
+}
+
+// leadsToPeer reports whether a route is for the subnet of a peer, whoever made it.
+func (v *view) leadsToPeer(r route) bool {
+	at, found := slices.BinarySearchFunc(v.peers, r.dst, func(l lease.Lease, dst netip.Prefix) int { return l.Base().Compare(dst.Addr()) })
+	return found && v.peers[at].Subnet == r.dst
 }
 
 // concernsGuard reports whether an nftables notification is about the table itself or about what is ours in it.
