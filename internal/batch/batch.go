@@ -26,8 +26,8 @@ type Queue[Q, A any] struct {
 // Limits bound a batch.
 type Limits[Q any] struct {
 	Calls  int           // at most so many calls
-	Weight int           // no call more once those that are there weigh so much
-	Weigh  func(q Q) int // how much a call weighs
+	Weight int           // no call more once those that are there weigh so much; of no matter without Weigh
+	Weigh  func(q Q) int // how much a call weighs; nil: calls have no weight
 	Wait   time.Duration // at most so long for callers that were answered a moment ago
 }
 
@@ -79,13 +79,25 @@ func (q *Queue[Q, A]) Do(ctx context.Context, question Q) (A, error) {
 	}
 }
 
+// Pass hands over a call that this or another queue's server has taken and does not answer itself. It gives up when the caller leaves or ctx ends.
+func (q *Queue[Q, A]) Pass(ctx context.Context, c *Call[Q, A]) {
+	select {
+	case q.calls <- c:
+	case <-c.ctx.Done():
+	case <-ctx.Done():
+	}
+}
+
+// Waiting returns how many calls have not been taken yet.
+func (q *Queue[Q, A]) Waiting() int { return len(q.calls) }
+
 // Ended is closed by End.
 func (q *Queue[Q, A]) Ended() <-chan struct{} { return q.ended }
 
 // Calls is where the server takes the first call of a batch.
 func (q *Queue[Q, A]) Calls() <-chan *Call[Q, A] { return q.calls }
 
-// Answer answers the call. It must be called exactly once, unless the caller has left.
+// Answer answers the call. It must be called exactly once, unless the caller has left or the queue ends.
 func (c *Call[Q, A]) Answer(a A, err error) { c.done <- answer[A]{a, err} }
 
 // Left reports whether the caller does not wait any more.
@@ -101,9 +113,11 @@ func (q *Queue[Q, A]) Gather(first *Call[Q, A]) []*Call[Q, A] {
 	for c := first; ; {
 		if !c.Left() {
 			all = append(all, c)
-			weight += q.limits.Weigh(c.Question)
+			if q.limits.Weigh != nil {
+				weight += q.limits.Weigh(c.Question)
+			}
 		}
-		if len(all) == q.limits.Calls || weight >= q.limits.Weight {
+		if len(all) == q.limits.Calls || q.limits.Weigh != nil && weight >= q.limits.Weight {
 			return all
 		}
 		select {

@@ -10,57 +10,24 @@ import (
 	"time"
 
 	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/internal/batch"
 	"code.cloudfoundry.org/silk/internal/sqldb"
 	"code.cloudfoundry.org/silk/lease"
 )
 
-// call is a request on its way to the keeper. The keeper answers each exactly once.
-type call struct {
-	request lease.Request
-	verify  bool // no request: see to it that what is known is the database's newest
-	ctx     context.Context
-	done    chan lease.Verdict // of capacity 1
+type (
+	queue = batch.Queue[question, lease.Verdict]
+	call  = batch.Call[question, lease.Verdict]
+)
+
+// question is what callers ask.
+type question struct {
+	lease.Request
+	verify bool // no request: see to it that what is known is the database's newest
 }
 
-// gatherer makes batches of calls.
-type gatherer struct {
-	callers int           // that were there in or behind the last batch
-	took    time.Duration // by the last batch
-}
-
-// gather returns first and what waits behind it in calls, without those whose callers have left. Callers that were answered a moment ago tend to ask again at
-// once: while there are fewer calls than there were callers last time, it waits for them, for as long as the last batch took and 2 ms at
-// most. Otherwise half of the callers would always miss the batch that the other half is in.
-func (g *gatherer) gather(calls <-chan *call, first *call) []*call {
-	all := make([]*call, 0, max(16, g.callers))
-	wait := time.NewTimer(min(g.took, longestGather))
-	defer wait.Stop()
-	for c := first; ; {
-		if c.ctx.Err() == nil {
-			all = append(all, c)
-		}
-		if len(all) == maxBatch {
-			return all
-		}
-		select {
-		case c = <-calls:
-			continue
-		default:
-		}
-		if len(all) >= g.callers {
-			return all
-		}
-		select {
-		case c = <-calls:
-		case <-wait.C:
-			return all
-		}
-	}
-}
-
-// served notes how a batch went.
-func (g *gatherer) served(calls <-chan *call, batch []*call, took time.Duration) {
-	g.callers, g.took = len(batch)+len(calls), took
+func newQueue() *queue {
+	return batch.New[question, lease.Verdict](batch.Limits[question]{Calls: maxBatch, Wait: longestGather}, errEnded)
 }
 
 const longestGather = 2 * time.Millisecond
@@ -71,16 +38,16 @@ func (k *keeper) serve(ctx context.Context, calls []*call) {
 	var asked []*call
 	var verify []*call
 	for _, c := range calls {
-		if c.verify {
+		if c.Question.verify {
 			verify = append(verify, c)
 			continue
 		}
-		requests, asked = append(requests, c.request), append(asked, c)
+		requests, asked = append(requests, c.Question.Request), append(asked, c)
 	}
 	if len(verify) > 0 {
 		err := k.poll(ctx)
 		for _, c := range verify {
-			c.done <- lease.Verdict{Err: err}
+			c.Answer(lease.Verdict{}, err)
 		}
 	}
 	if len(requests) == 0 {
@@ -96,11 +63,11 @@ func (k *keeper) serve(ctx context.Context, calls []*call) {
 		err = errEnded
 	}
 	for i, c := range asked {
-		v := lease.Verdict{Err: ours(err)}
-		if err == nil {
-			v = verdicts[i]
+		if err != nil {
+			c.Answer(lease.Verdict{}, ours(err))
+		} else {
+			c.Answer(verdicts[i], verdicts[i].Err)
 		}
-		c.done <- v
 	}
 }
 
@@ -108,17 +75,21 @@ func (k *keeper) serve(ctx context.Context, calls []*call) {
 func (k *keeper) serveEach(ctx context.Context, requests []lease.Request, asked []*call) {
 	var away error
 	for i, c := range asked {
-		v, err := []lease.Verdict{{}}, cmp.Or(away, c.ctx.Err())
+		v, err := []lease.Verdict{{}}, away
+		if err == nil && c.Left() {
+			continue
+		}
 		if err == nil {
 			v, err = k.judge(ctx, requests[i:i+1])
-		}
-		if err != nil {
-			v = []lease.Verdict{{Err: ours(err)}}
 		}
 		if unavailable(err) {
 			away = err
 		}
-		c.done <- v[0]
+		if err != nil {
+			c.Answer(lease.Verdict{}, ours(err))
+		} else {
+			c.Answer(v[0], v[0].Err)
+		}
 	}
 }
 

@@ -60,7 +60,7 @@ func (k *keeper) moveGrants(ctx context.Context, limit int) (moved int, err erro
 func (k *keeper) moveSome(ctx context.Context) error {
 	for {
 		moved, err := k.moveGrants(ctx, someGrants)
-		if err != nil || moved < someGrants || len(k.s.calls) > 0 {
+		if err != nil || moved < someGrants || k.s.calls.Waiting() > 0 {
 			return err
 		}
 	}

@@ -33,7 +33,6 @@ type keeper struct {
 	unlogged []lease.Entry         // changes that were stored, but not logged yet
 	behind   time.Time             // since when the database's revision has been lower than ours; zero: it is not
 	kicks    chan struct{}
-	gatherer
 
 	mu   sync.Mutex
 	nums figures
@@ -74,14 +73,13 @@ func (k *keeper) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			k.refuse()
 			k.report()
 			return
-		case c := <-k.s.calls:
-			batch := k.gather(k.s.calls, c)
+		case c := <-k.s.calls.Calls():
+			calls := k.s.calls.Gather(c)
 			start := time.Now()
-			k.serve(ctx, batch)
-			k.served(k.s.calls, batch, time.Since(start))
+			k.serve(ctx, calls)
+			k.s.calls.Served(len(calls), time.Since(start))
 		case <-poll.C:
 			k.report()
 		}
@@ -114,18 +112,6 @@ func (k *keeper) run(ctx context.Context) {
 func (k *keeper) verified() time.Time {
 	_, t := k.s.feed.revision()
 	return t
-}
-
-// refuse answers what nobody will serve any more. Callers that are still on their way see that the store has ended.
-func (k *keeper) refuse() {
-	for {
-		select {
-		case c := <-k.s.calls:
-			c.done <- lease.Verdict{Err: errEnded}
-		default:
-			return
-		}
-	}
 }
 
 // show lets watchers see new revisions, with a pause after each.

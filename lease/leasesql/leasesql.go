@@ -42,8 +42,8 @@ type Store struct {
 	db   *sqldb.DB
 	feed *feed
 
-	calls chan *call    // from callers to the keeper
-	renew chan *call    // renewals that need no keeper, if the engine can do without; else nil
+	calls *queue        // from callers to the keeper
+	renew *queue        // renewals that need no keeper, if the engine can do without; else calls
 	ended chan struct{} // closed when Run returned
 
 	keeper    keeper
@@ -80,9 +80,10 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, log: log, db: db, feed: newFeed(), calls: make(chan *call, maxBatch), ended: make(chan struct{}), keepFreed: 1 << 16}
+	s := &Store{cfg: cfg, log: log, db: db, feed: newFeed(), calls: newQueue(), ended: make(chan struct{}), keepFreed: 1 << 16}
+	s.renew = s.calls
 	if db.Dialect().Arrays {
-		s.renew = make(chan *call, maxBatch)
+		s.renew = newQueue()
 	}
 	s.keeper.init(s)
 	if err := s.start(ctx); err != nil {
@@ -109,7 +110,11 @@ func (s *Store) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var beside sync.WaitGroup
 	beside.Go(func() { s.keeper.show(ctx) })
-	beside.Go(func() { s.renewals(ctx) })
+	if s.renew != s.calls {
+		defer s.renew.End()
+		beside.Go(func() { s.renewals(ctx) })
+	}
+	defer s.calls.End()
 	s.keeper.run(ctx)
 	cancel()
 	beside.Wait()
@@ -136,43 +141,11 @@ func (s *Store) Release(ctx context.Context, underlay netip.Addr) error {
 
 // ask hands a request to the keeper and waits for its verdict. When ctx ends first, the request may still take effect.
 func (s *Store) ask(ctx context.Context, q lease.Request) (lease.Verdict, error) {
-	c := &call{request: q, ctx: ctx, done: make(chan lease.Verdict, 1)}
 	to := s.calls
-	if q.Op == lease.Renew && s.renew != nil {
+	if q.Op == lease.Renew {
 		to = s.renew
 	}
-	if err := s.submit(ctx, to, c); err != nil {
-		return lease.Verdict{}, err
-	}
-	select {
-	case v := <-c.done:
-		return v, v.Err
-	case <-ctx.Done():
-		return lease.Verdict{}, ctx.Err()
-	case <-s.ended:
-	}
-	select {
-	case v := <-c.done: // the last batch may have answered it
-		return v, v.Err
-	default:
-		return lease.Verdict{}, errEnded
-	}
-}
-
-func (s *Store) submit(ctx context.Context, to chan<- *call, c *call) error {
-	select {
-	case <-s.ended:
-		return errEnded
-	default:
-	}
-	select {
-	case to <- c:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-s.ended:
-		return errEnded
-	}
+	return to.Do(ctx, question{Request: q})
 }
 
 var errEnded = fault.Unavailablef("the lease store has stopped")
@@ -191,19 +164,8 @@ func (s *Store) Leases(ctx context.Context) ([]lease.Lease, error) {
 // expired, within some two seconds. When the database cannot confirm that, the error is fault.Unavailable.
 func (s *Store) Snapshot(ctx context.Context) (*lease.Snapshot, error) {
 	if _, verified := s.feed.revision(); time.Since(verified) > maxAge {
-		c := &call{ctx: ctx, verify: true, done: make(chan lease.Verdict, 1)}
-		if err := s.submit(ctx, s.calls, c); err != nil {
+		if _, err := s.calls.Do(ctx, question{verify: true}); err != nil {
 			return nil, err
-		}
-		select {
-		case v := <-c.done:
-			if v.Err != nil {
-				return nil, v.Err
-			}
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-s.ended:
-			return nil, errEnded
 		}
 	}
 	return s.feed.snapshot(), nil

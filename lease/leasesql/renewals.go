@@ -15,17 +15,16 @@ import (
 
 // renewals serves renewals until ctx ends.
 func (s *Store) renewals(ctx context.Context) {
-	var g gatherer
 	due := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case c := <-s.renew:
-			calls := g.gather(s.renew, c)
+		case c := <-s.renew.Calls():
+			calls := s.renew.Gather(c)
 			start := time.Now()
 			due = s.settle(ctx, calls, due)
-			g.served(s.renew, calls, time.Since(start))
+			s.renew.Served(len(calls), time.Since(start))
 		}
 	}
 }
@@ -38,7 +37,7 @@ func (s *Store) settle(ctx context.Context, calls []*call, due bool) bool {
 	}
 	texts, hosts := make([]string, len(calls)), make([]string, len(calls))
 	for i, c := range calls {
-		l := c.request.Lease
+		l := c.Question.Lease
 		hosts[i] = l.Underlay.String()
 		texts[i] = hosts[i] + " " + l.Subnet.String() + " " + l.MAC.String()
 	}
@@ -55,13 +54,9 @@ func (s *Store) settle(ctx context.Context, calls []*call, due bool) bool {
 	}
 	for i, c := range calls {
 		if settled[texts[i]] {
-			c.done <- lease.Verdict{}
-			continue
-		}
-		select {
-		case s.calls <- c:
-		case <-c.ctx.Done():
-		case <-ctx.Done():
+			c.Answer(lease.Verdict{}, nil)
+		} else {
+			s.calls.Pass(ctx, c)
 		}
 	}
 	return due == (first >= len(settled)-first)
