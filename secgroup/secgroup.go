@@ -4,7 +4,8 @@
 // It holds the types, the parsers of their three written forms and what a rule means, all pure. It is not a store
 // (policy/policysql), not an API (policy/policyhttp), and no rules in a kernel (firewall).
 //
-// Use: parse rules, collect them in the order in which they are asked, ask a Rule whether it Matches a Packet.
+// Use: a Form parses rules; Select and Selection.Rules collect those of a container in the order in which they are asked; a Rule says
+// whether it Matches a Packet.
 package secgroup
 
 import (
