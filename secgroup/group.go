@@ -3,6 +3,7 @@ package secgroup
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -112,28 +113,65 @@ type Digest uint64
 // String returns 16 hexadecimal digits.
 func (d Digest) String() string { return fmt.Sprintf("%016x", uint64(d)) }
 
-// Sum returns the digest of a list: FNV-1a of all fields, each with its length.
+// Sum returns the digest of a list.
 func Sum(list []Record) Digest {
-	h := digest(14695981039346656037)
-	h.number(len(list))
+	d := Digest(basis)
 	for _, r := range list {
-		h.text(r.GUID)
-		h.text(r.Name)
-		h.text(r.Rules)
-		flags := 0
-		if r.StagingDefault {
-			flags |= 1
-		}
-		if r.RunningDefault {
-			flags |= 2
-		}
-		h.number(flags)
-		texts(&h, r.StagingSpaces)
-		texts(&h, r.RunningSpaces)
-		texts(&h, r.Members)
+		d = d.Add(r.Digest())
 	}
+	return d
+}
+
+// Add returns the digest of the list with one record more, of the given digest.
+func (d Digest) Add(record Digest) Digest {
+	h := digest(d)
+	h.number(int(record >> 32))
+	h.number(int(record & 0xffffffff))
 	return Digest(h)
 }
+
+// ParseDigest reads what String writes. Anything else is fault.Invalid.
+func ParseDigest(s string) (Digest, error) {
+	n, err := strconv.ParseUint(s, 16, 64)
+	if err != nil || len(s) != 16 {
+		return 0, fault.Invalidf("digest %.40q: expected 16 hexadecimal digits", s)
+	}
+	return Digest(n), nil
+}
+
+// MarshalText returns String.
+func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText is ParseDigest.
+func (d *Digest) UnmarshalText(b []byte) error {
+	v, err := ParseDigest(string(b))
+	if err == nil {
+		*d = v
+	}
+	return err
+}
+
+// Digest returns the record's own: FNV-1a of all fields, each with its length.
+func (r Record) Digest() Digest {
+	h := digest(basis)
+	h.text(r.GUID)
+	h.text(r.Name)
+	h.text(r.Rules)
+	flags := 0
+	if r.StagingDefault {
+		flags |= 1
+	}
+	if r.RunningDefault {
+		flags |= 2
+	}
+	h.number(flags)
+	texts(&h, r.StagingSpaces)
+	texts(&h, r.RunningSpaces)
+	texts(&h, r.Members)
+	return Digest(h)
+}
+
+const basis = 14695981039346656037
 
 type digest uint64
 
