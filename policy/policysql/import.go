@@ -20,6 +20,7 @@ import (
 // Imported is the outcome of Import.
 type Imported struct {
 	Policies, Groups int      // that were taken over, or are there already
+	SecurityGroups   int      // likewise
 	Skipped          int      // rows that were left out
 	Reasons          []string // why, at most 100
 	Revision         revision.Revision
@@ -57,7 +58,11 @@ func (s *Store) Import(ctx context.Context, from sqldb.Config) (Imported, error)
 	if err != nil {
 		return Imported{}, fmt.Errorf("import policies: %w", err)
 	}
-	return Imported{Policies: len(d.rows), Groups: len(d.groups), Skipped: d.skipped, Reasons: d.reasons, Revision: head}, nil
+	n, err := s.groups.importGroups(ctx, source, d)
+	if err != nil {
+		return Imported{}, fmt.Errorf("import security groups: %w", err)
+	}
+	return Imported{Policies: len(d.rows), Groups: len(d.groups), SecurityGroups: n, Skipped: d.skipped, Reasons: d.reasons, Revision: head}, nil
 }
 
 // takeOver stores what was read, unless it is there already.

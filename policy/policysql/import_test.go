@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/internal/sqldb"
@@ -14,6 +16,7 @@ import (
 	"code.cloudfoundry.org/silk/policy"
 	"code.cloudfoundry.org/silk/policy/policysql"
 	"code.cloudfoundry.org/silk/policy/policytest"
+	"code.cloudfoundry.org/silk/secgroup"
 )
 
 // deployedTables makes the tables of a deployed policy-server as its migrations leave them, but for those that policies are not in.
@@ -51,6 +54,28 @@ func deployedTables(t testing.TB, db *sqldb.DB) {
 	exec(t, db, "INSERT INTO policies (group_id, destination_id) VALUES (5, 1)")
 	exec(t, db, "INSERT INTO policies (group_id, destination_id) VALUES (2, 99)") // has no destination
 	exec(t, db, "INSERT INTO policies_info (id, last_updated) VALUES (1, '2037-01-02 03:04:05.123456')")
+	deployedGroups(t, db)
+}
+
+// deployedGroups makes the table of security groups, with a group that nobody can read.
+func deployedGroups(t testing.TB, db *sqldb.DB) {
+	t.Helper()
+	text, lists := "text", "text"
+	switch db.Dialect().Name {
+	case sqldb.Postgres:
+		lists = "jsonb"
+	case sqldb.MySQL:
+		text, lists = "mediumtext", "json"
+	}
+	exec(t, db, "CREATE TABLE security_groups (id bigint NOT NULL PRIMARY KEY, guid varchar(36) NOT NULL UNIQUE, name varchar(255) NOT NULL, rules "+text+
+		", staging_default bool DEFAULT false, running_default bool DEFAULT false, staging_spaces "+lists+", running_spaces "+lists+")")
+	for _, v := range []string{
+		`7, 'g7', 'public', '[{"protocol":"all","destination":"10.0.0.1","ports":"","type":0,"code":0,"description":"","log":false}]', true, false, '[]', '["s2", "s1"]'`,
+		`8, 'g8', 'torn', '[{', false, true, '[]', '[]'`,
+		`900000000000, 'g9', 'late', '[]', false, true, '["s3"]', NULL`,
+	} {
+		exec(t, db, "INSERT INTO security_groups (id, guid, name, rules, staging_default, running_default, staging_spaces, running_spaces) VALUES ("+v+")")
+	}
 }
 
 const deployedStamp = 2114478245123456000 // nanoseconds, of the time above in UTC
@@ -70,10 +95,10 @@ func TestImport(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got.Policies != 3 || got.Groups != 4 || got.Skipped != 7 || len(got.Reasons) != 7 {
-				t.Errorf("imported %+v, want 3 policies, 4 groups and 7 rows left out", got)
+			if got.Policies != 3 || got.Groups != 4 || got.SecurityGroups != 2 || got.Skipped != 8 || len(got.Reasons) != 8 {
+				t.Errorf("imported %+v, want 3 policies, 4 groups, 2 security groups and 8 rows left out", got)
 			}
-			for _, part := range []string{"group 9", "70000", "group 11, is missing", "group 9, is missing", `another type than "app"`, "icmp", "group 0, is missing"} {
+			for _, part := range []string{"group 9", "70000", "group 11, is missing", "group 9, is missing", `another type than "app"`, "icmp", "group 0, is missing", "security group 8"} {
 				if !slices.ContainsFunc(got.Reasons, func(r string) bool { return strings.Contains(r, part) }) {
 					t.Errorf("no reason speaks of %q: %q", part, got.Reasons)
 				}
@@ -92,7 +117,14 @@ func TestImport(t *testing.T) {
 					t.Errorf("at %v, stamp %d, want one right after %d", sn.Revision, sn.Stamp, int64(deployedStamp))
 				}
 			}
-			if again, err := s.Import(t.Context(), from); err != nil || again.Revision != got.Revision || again.Policies != 3 {
+			want2 := []secgroup.Kept{
+				{CloudController: true, Record: secgroup.Record{GUID: "g7", Name: "public", Rules: policytest.RulesTo("10.0.0.1"), StagingDefault: true, RunningSpaces: []string{"s1", "s2"}}},
+				{CloudController: true, Record: secgroup.Record{GUID: "g9", Name: "late", Rules: "[]", RunningDefault: true, StagingSpaces: []string{"s3"}}},
+			}
+			for _, s := range []*policysql.Store{s, watching} {
+				policytest.Eventually(t, "the security groups are there", func() bool { return cmp.Equal(groups(t, s.SecurityGroups()), want2) })
+			}
+			if again, err := s.Import(t.Context(), from); err != nil || again.Revision != got.Revision || again.Policies != 3 || again.SecurityGroups != 2 {
 				t.Errorf("importing the same again: %+v, %v", again, err)
 			}
 			create(t, s, policytest.Of(t, "new api tcp 1"))

@@ -36,6 +36,8 @@ type Config struct {
 	Quarantine time.Duration // for which a freed tag is not given again, by the database's clock; default an hour, negative: none
 	WatchWait  time.Duration // how long Watch waits for a change; default 50 s
 	Lease      time.Duration // how long a host's report counts; default 180 s, three waits of an agent
+
+	CloudController bool // somebody here follows Cloud Controller: what it has of security groups is changed only there
 }
 
 func (c Config) withDefaults() Config {
@@ -69,6 +71,7 @@ type Store struct {
 	keeper  keeper
 	beat    beat
 	servers servers
+	groups  *SecurityGroups
 	torn    atomic.Bool // tables are missing that the keeper does not read
 	asking  turn        // of whoever confirms what is in memory
 	invalid atomic.Int64
@@ -100,9 +103,14 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 	s.queue = batch.New[request, verdict](batch.Limits[request]{Calls: maxBatch, Weight: maxWeight, Weigh: weigh, Wait: maxGather}, errEnded)
 	s.keeper.s, s.beat.s, s.beat.id = s, s, newEpoch()
 	s.beat.turn, s.servers.turn = newTurn(), newTurn()
+	s.groups = newSecurityGroups(s)
 	if err := s.keeper.mend(ctx); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("read policies from database: %w", err)
+	}
+	if err := s.groups.mend(ctx); err != nil {
+		db.Close()
+		return nil, fmt.Errorf("read security groups from database: %w", err)
 	}
 	return s, nil
 }
@@ -121,6 +129,7 @@ func (s *Store) Run(ctx context.Context) error {
 	defer cancel()
 	others.Go(func() { s.feed.show(ctx) })
 	others.Go(func() { s.beat.run(ctx) })
+	others.Go(func() { s.groups.run(ctx) })
 	s.keeper.run(ctx)
 	return nil
 }

@@ -17,21 +17,21 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 
 // described lists columns and indexes of the package's tables by what the engine says about itself.
 var described = map[string][]string{
-	sqldb.SQLite: {"SELECT name || ' ' || sql FROM sqlite_master WHERE sql IS NOT NULL AND tbl_name LIKE 'silk_polic%' ORDER BY name"},
+	sqldb.SQLite: {"SELECT name || ' ' || sql FROM sqlite_master WHERE sql IS NOT NULL AND (tbl_name LIKE 'silk_polic%' OR tbl_name LIKE 'silk_secur%') ORDER BY name"},
 	sqldb.Postgres: {
 		`SELECT concat_ws(' ', table_name, column_name, data_type, character_maximum_length, is_nullable) FROM information_schema.columns
-			WHERE table_schema = 'public' AND table_name LIKE 'silk_polic%' ORDER BY table_name, ordinal_position`,
-		"SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename LIKE 'silk_polic%' ORDER BY indexname",
+			WHERE table_schema = 'public' AND (table_name LIKE 'silk_polic%' OR table_name LIKE 'silk_secur%') ORDER BY table_name, ordinal_position`,
+		"SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND (tablename LIKE 'silk_polic%' OR tablename LIKE 'silk_secur%') ORDER BY indexname",
 		"SELECT conrelid::regclass || ' ' || pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'f' ORDER BY 1",
 	},
 	sqldb.MySQL: {
 		`SELECT CONCAT_WS(' ', table_name, column_name, column_type, collation_name, is_nullable) FROM information_schema.columns
-			WHERE table_schema = DATABASE() AND table_name LIKE 'silk_polic%' ORDER BY table_name, ordinal_position`,
+			WHERE table_schema = DATABASE() AND (table_name LIKE 'silk_polic%' OR table_name LIKE 'silk_secur%') ORDER BY table_name, ordinal_position`,
 		`SELECT CONCAT_WS(' ', table_name, index_name, non_unique, GROUP_CONCAT(column_name ORDER BY seq_in_index)) FROM information_schema.statistics
-			WHERE table_schema = DATABASE() AND table_name LIKE 'silk_polic%' GROUP BY table_name, index_name, non_unique ORDER BY table_name, index_name`,
+			WHERE table_schema = DATABASE() AND (table_name LIKE 'silk_polic%' OR table_name LIKE 'silk_secur%') GROUP BY table_name, index_name, non_unique ORDER BY table_name, index_name`,
 		`SELECT CONCAT_WS(' ', table_name, column_name, referenced_table_name, referenced_column_name) FROM information_schema.key_column_usage
 			WHERE table_schema = DATABASE() AND referenced_table_name IS NOT NULL ORDER BY table_name, column_name`,
-		"SELECT CONCAT_WS(' ', table_name, engine) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name LIKE 'silk_polic%' ORDER BY table_name",
+		"SELECT CONCAT_WS(' ', table_name, engine) FROM information_schema.tables WHERE table_schema = DATABASE() AND (table_name LIKE 'silk_polic%' OR table_name LIKE 'silk_secur%') ORDER BY table_name",
 	},
 }
 
