@@ -32,7 +32,7 @@ func Main(ctx context.Context, cfg Config, o Options) error {
 	return Run(ctx, cfg, log)
 }
 
-// Import takes the policies and tags of a deployed policy-server over, once: from the database that the configuration at path from names, or, when from
+// Import takes the policies, tags and security groups of a deployed policy-server over, once: from the database that the configuration at path from names, or, when from
 // is empty, from the tables beside our own.
 func Import(ctx context.Context, cfg Config, from string, log *slog.Logger) error {
 	var source sqldb.Config
@@ -51,7 +51,7 @@ func Import(ctx context.Context, cfg Config, from string, log *slog.Logger) erro
 		for _, why := range got.Reasons {
 			log.Warn("row was left out", "reason", why)
 		}
-		log.Info("imported", "policies", got.Policies, "groups", got.Groups, "skipped", got.Skipped, "revision", got.Revision.String())
+		log.Info("imported", "policies", got.Policies, "groups", got.Groups, "security_groups", got.SecurityGroups, "skipped", got.Skipped, "revision", got.Revision.String())
 		return nil
 	})
 }

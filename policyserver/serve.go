@@ -47,6 +47,11 @@ func (p *program) backend() policyhttp.Backend {
 			f, err := s.Force(ctx, at, groups, wait)
 			return policyhttp.Force(f), err
 		},
+		GroupPage: func(ctx context.Context, spaces []string, from int64, limit int) (policyhttp.GroupPage, error) {
+			pg, err := s.SecurityGroups().Page(ctx, spaces, from, limit)
+			return policyhttp.GroupPage(pg), err
+		},
+		WatchGroups: s.SecurityGroups().WatchFor, Groups: s.SecurityGroups(),
 		TagLength: p.cfg.TagLength,
 	}
 }

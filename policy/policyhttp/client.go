@@ -22,6 +22,7 @@ type ClientOptions struct {
 	Timeout     time.Duration                             // of one request, connecting included; default 5 s
 	Wait        time.Duration                             // of a Watch on top of Timeout; whole seconds, default MaxWait, which is the most
 	Poll        time.Duration                             // between two looks at a server without a watch; default 5 s
+	PollGroups  time.Duration                             // between two looks at the security groups of such a server; default 60 s
 	Again       time.Duration                             // after which a server without a watch is asked whether it has one now; default 1 min
 	Token       func(ctx context.Context) (string, error) // of a person, without "bearer"; nil: the certificate is enough
 	Traceparent string                                    // sent with each request as the header of that name (W3C Trace Context); may be empty
@@ -56,6 +57,7 @@ type server struct {
 // service.Certificates.Client, or nil; the client keeps a copy with a cache of TLS sessions.
 func NewClient(urls []string, tc *tls.Config, o ClientOptions) *Client {
 	o.Timeout, o.Poll, o.Again = orDefault(o.Timeout, 5*time.Second), orDefault(o.Poll, 5*time.Second), orDefault(o.Again, time.Minute)
+	o.PollGroups = orDefault(o.PollGroups, 60*time.Second)
 	o.Wait = min(max(orDefault(o.Wait, MaxWait).Truncate(time.Second), time.Second), MaxWait)
 	if tc = tc.Clone(); tc != nil && tc.ClientSessionCache == nil {
 		tc.ClientSessionCache = tls.NewLRUClientSessionCache(4)

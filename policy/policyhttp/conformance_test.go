@@ -36,4 +36,10 @@ func TestConformance(t *testing.T) {
 			return policytest.Subject{Feed: c, Book: c}
 		})
 	})
+	t.Run("groups", func(t *testing.T) {
+		policytest.RunSecurityGroups(t, func(t testing.TB) policytest.GroupsSubject {
+			g := open(t, 0).SecurityGroups()
+			return policytest.GroupsSubject{Book: g, Feed: g}
+		})
+	})
 }

@@ -71,9 +71,19 @@ func ExternalHandler(b Backend, log *slog.Logger, o ExternalOptions) http.Handle
 		"policies/delete":  {{verb: http.MethodPost, serve: h.delete, scopes: writers}},
 		"policies/cleanup": {{verb: http.MethodPost, serve: h.cleanup, scopes: adminOnly}},
 		"tags":             {{verb: http.MethodGet, serve: h.tags, scopes: adminOnly}},
+		"security_groups": {
+			{verb: http.MethodPost, serve: h.createGroup, scopes: adminOnly}, {verb: http.MethodGet, serve: h.listGroups, scopes: adminOnly},
+		},
+		oneGroup: {
+			{verb: http.MethodPatch, serve: h.changeGroup, scopes: adminOnly}, {verb: http.MethodGet, serve: h.showGroup, scopes: adminOnly},
+			{verb: http.MethodDelete, serve: h.deleteGroup, scopes: adminOnly},
+		},
 	}
 	return h
 }
+
+// oneGroup is the name of the routes of one security group.
+const oneGroup = "security_groups/GUID"
 
 var (
 	adminOnly = []string{Admin}
@@ -116,6 +126,9 @@ func (h *external) find(path string) (name, v string, rs []route) {
 		name, found := strings.CutPrefix(rest, "external/")
 		if !ok || !found || v == "" || strings.HasPrefix(name, "/") {
 			return "other", "", nil
+		}
+		if guid, ok := strings.CutPrefix(name, "security_groups/"); ok && guid != "" && !strings.Contains(guid, "/") {
+			name = oneGroup
 		}
 		return name, v, h.routes[name]
 	}

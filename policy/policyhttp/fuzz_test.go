@@ -9,6 +9,8 @@ import (
 
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/policy"
+	"code.cloudfoundry.org/silk/revision"
+	"code.cloudfoundry.org/silk/secgroup"
 )
 
 const fuzzItem = `{"source":{"id":"a","tag":"0001"},"destination":{"id":"b","tag":"0002","protocol":"tcp","ports":{"start":1,"end":2},"port":3}}`
@@ -156,4 +158,33 @@ func TestTagsAreWrittenAsIdentityDoes(t *testing.T) {
 			}
 		}
 	}
+}
+
+// FuzzGroups holds that only an answer that adds up is read, that it is written and read again as the same, and that hostile bodies are refused or mean something.
+func FuzzGroups(f *testing.F) {
+	list := []secgroup.Record{{GUID: "g", Name: "n", Rules: `[{"protocol":"all"}]`, StagingSpaces: []string{"s"}, Members: []identity.Group{"web"}}}
+	f.Add(encodeGroups(secgroup.Update{Revision: revision.Revision{Epoch: "e", Counter: 1}, Full: true, Groups: list, Count: 1, Sum: secgroup.Sum(list)}))
+	f.Add(encodeGroups(secgroup.Update{Revision: revision.Revision{Epoch: "e", Counter: 1}, Count: 1, Sum: secgroup.Sum(list)}))
+	f.Add([]byte(`{"host":"h","spaces":["a","b"],"policy_groups":["c"],"since":"e.1","sum":"0123456789abcdef","wait":5}`))
+	f.Add([]byte(`[{"protocol":"tcp","destination":"10.0.0.0/8","ports":"1"}]`))
+	f.Add([]byte(`[{"protocol":"tcp","destinations":["10.0.0.0/8"],"ports":["1"]}]`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if u, err := decodeGroups(b); err == nil {
+			again, err := decodeGroups(encodeGroups(u))
+			if err != nil || again.Sum != u.Sum || !slices.EqualFunc(again.Groups, u.Groups, secgroup.Record.Equal) {
+				t.Fatalf("%+v, written and read again %+v, %v", u, again, err)
+			}
+		}
+		var w wireGroupWatch
+		if json.Unmarshal(b, &w) == nil {
+			if a, err := w.ask(); err == nil && (a.Host == "" || !slices.IsSorted(a.Spaces) || !slices.IsSorted(a.Members)) {
+				t.Fatalf("asks %+v", a)
+			}
+		}
+		if text, err := rulesText(b); err == nil {
+			if _, problems := secgroup.CloudController.Read([]byte(text)); len(problems) > 0 {
+				t.Fatalf("took %s, of which %v", text, problems)
+			}
+		}
+	})
 }

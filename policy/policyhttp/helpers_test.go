@@ -66,6 +66,11 @@ func backendOf(s *policysql.Store) policyhttp.Backend {
 			f, err := s.Force(ctx, at, groups, wait)
 			return policyhttp.Force(f), err
 		},
+		GroupPage: func(ctx context.Context, spaces []string, from int64, limit int) (policyhttp.GroupPage, error) {
+			p, err := s.SecurityGroups().Page(ctx, spaces, from, limit)
+			return policyhttp.GroupPage(p), err
+		},
+		WatchGroups: s.SecurityGroups().WatchFor, Groups: s.SecurityGroups(),
 		TagLength: 2,
 	}
 }

@@ -5,12 +5,10 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,6 +52,7 @@ func InternalHandler(b Backend, log *slog.Logger, o InternalOptions) http.Handle
 		"policies":              {http.MethodGet, http.HandlerFunc(h.policies)},
 		"policies_last_updated": {http.MethodGet, http.HandlerFunc(h.lastUpdated)},
 		"security_groups":       {http.MethodGet, http.HandlerFunc(h.securityGroups)},
+		"security_groups/watch": {http.MethodPost, http.HandlerFunc(h.watchGroups)},
 		"tags":                  {http.MethodPut, http.HandlerFunc(h.tag)},
 		"watch":                 {http.MethodPost, http.HandlerFunc(h.watch)},
 	}
@@ -100,7 +99,7 @@ func (h *internal) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.Method != rt.verb:
 		notAllowed(rec, []string{rt.verb})
 	default:
-		if name != "watch" { // of which there are many, that nobody reads
+		if rt.verb != http.MethodPost { // watches, of which there are many, that nobody reads
 			rec.Header().Set("Strict-Transport-Security", hsts)
 			rec.Header().Set(requestID, newRequestID(r.Header.Get(requestID)))
 		}
@@ -255,24 +254,6 @@ func (h *internal) lastUpdated(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	writeJSON(w, http.StatusOK, strconv.AppendInt(nil, ns, 10))
-}
-
-// securityGroups answers that there are none, in the deployed shape: deployed agents ask.
-func (h *internal) securityGroups(w http.ResponseWriter, r *http.Request) {
-	q, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		h.fail(w, r, http.StatusBadRequest, "query cannot be read", err)
-		return
-	}
-	for _, key := range []string{"from", "limit"} {
-		if v := q.Get(key); v != "" {
-			if _, err := strconv.Atoi(v); err != nil {
-				h.fail(w, r, http.StatusInternalServerError, fmt.Sprintf("invalid value for '%s' parameter", key), err)
-				return
-			}
-		}
-	}
-	writeJSON(w, http.StatusOK, []byte(`{"next":0,"security_groups":[]}`))
 }
 
 // tag gives a group that an internal client names a tag.

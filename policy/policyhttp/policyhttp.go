@@ -20,6 +20,7 @@ import (
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/policy"
 	"code.cloudfoundry.org/silk/revision"
+	"code.cloudfoundry.org/silk/secgroup"
 )
 
 // The routes. External ones follow ExternalV1 or ExternalV0.
@@ -30,6 +31,7 @@ const (
 	PathPolicies       = "/networking/v1/internal/policies"
 	PathLastUpdated    = "/networking/v1/internal/policies_last_updated"
 	PathSecurityGroups = "/networking/v1/internal/security_groups"
+	PathWatchGroups    = "/networking/v1/internal/security_groups/watch"
 	PathTags           = "/networking/v1/internal/tags"
 	PathWatch          = "/networking/v1/internal/watch"
 )
@@ -58,6 +60,13 @@ type Backend struct {
 	// Force waits until a revision is in force on every host that reports, at most for the given time, and says how far it has come.
 	// Only hosts with one of the groups matter.
 	Force func(ctx context.Context, at revision.Revision, groups []identity.Group, wait time.Duration) (Force, error)
+	// GroupPage returns a part of the security groups for all containers and for those of some spaces, at most limit (0: all), from where the Next of another
+	// part says (0: the first).
+	GroupPage func(ctx context.Context, spaces []string, from int64, limit int) (GroupPage, error)
+	// WatchGroups is that of secgroup.Feed, with the longest time to wait.
+	WatchGroups func(ctx context.Context, a secgroup.Ask, wait time.Duration) (secgroup.Update, error)
+	// Groups keeps security groups for people.
+	Groups secgroup.Book
 	// Polled is told when an agent polled as deployed ones do, which report nothing.
 	Polled func(at time.Time)
 	// Ping asks the database whether it is there.

@@ -59,28 +59,50 @@ func decodeWatch(body []byte) (policy.Ask, setID, time.Duration, error) {
 	if err := json.Unmarshal(body, &in); err != nil {
 		return policy.Ask{}, setID{}, 0, fault.Invalidf("body is not what was expected: %v", err)
 	}
-	if in.Host == "" || len(in.Host) > maxHost || strings.ContainsFunc(in.Host, func(r rune) bool { return r != ' ' && !unicode.IsGraphic(r) }) {
-		return policy.Ask{}, setID{}, 0, fault.Invalidf("host %.100q: expected a name of 1 to %d printable bytes", in.Host, maxHost)
+	if err := checkHost(in.Host); err != nil {
+		return policy.Ask{}, setID{}, 0, err
 	}
 	id, err := parseSet(in.Set)
 	if err != nil {
 		return policy.Ask{}, setID{}, 0, err
 	}
-	wait := 30
-	if in.Wait != nil {
-		wait = *in.Wait
+	wait, err := waitFor(in.Wait)
+	if err != nil {
+		return policy.Ask{}, setID{}, 0, err
 	}
-	if wait < 0 {
-		return policy.Ask{}, setID{}, 0, fault.Invalidf("wait %d: expected seconds, at most %d", wait, MaxWait/time.Second)
-	}
-	if ip, err := netip.ParseAddr(in.Host); err == nil { // which can be written in many ways
-		in.Host = ip.Unmap().WithZone("").String()
-	}
-	a := policy.Ask{Host: in.Host, Groups: in.Groups, Since: in.Since, InForce: in.InForce}
+	a := policy.Ask{Host: plainHost(in.Host), Groups: in.Groups, Since: in.Since, InForce: in.InForce}
 	if in.Groups != nil {
 		err = checkGroups(in.Groups, id)
 	}
-	return a, id, min(time.Duration(min(wait, 3600))*time.Second, MaxWait), err
+	return a, id, wait, err
+}
+
+// checkHost reports, as fault.Invalid, what cannot be the name of a host.
+func checkHost(host string) error {
+	if host == "" || len(host) > maxHost || strings.ContainsFunc(host, func(r rune) bool { return r != ' ' && !unicode.IsGraphic(r) }) {
+		return fault.Invalidf("host %.100q: expected a name of 1 to %d printable bytes", host, maxHost)
+	}
+	return nil
+}
+
+// plainHost returns the name of a host in one spelling: addresses can be written in many ways.
+func plainHost(host string) string {
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return ip.Unmap().WithZone("").String()
+	}
+	return host
+}
+
+// waitFor returns how long a watch waits.
+func waitFor(seconds *int) (time.Duration, error) {
+	wait := 30
+	if seconds != nil {
+		wait = *seconds
+	}
+	if wait < 0 {
+		return 0, fault.Invalidf("wait %d: expected seconds, at most %d", wait, MaxWait/time.Second)
+	}
+	return min(time.Duration(min(wait, 3600))*time.Second, MaxWait), nil
 }
 
 func parseSet(s string) (setID, error) {
