@@ -18,7 +18,7 @@ import (
 	"code.cloudfoundry.org/silk/policyserver/auth"
 )
 
-// Config is the configuration file. Its keys are those of the deployed policy-server and policy-server-internal, each of whose files is
+// Config is the configuration file. Its keys are those of the deployed policy-server, policy-server-internal and policy-server-asg-syncer, each of whose files is
 // one for this program, and optional ones of ours. docs/operate/policy-server.md explains each.
 type Config struct {
 	ListenHost     string `json:"listen_host"`
@@ -56,6 +56,16 @@ type Config struct {
 	SkipSSLValidation bool   `json:"skip_ssl_validation"`
 	RequestTimeout    int    `json:"request_timeout"` // seconds, of one call to UAA, Cloud Controller or an issuer
 
+	CCInternalURL   string `json:"cc_internal_url"` // of Cloud Controller's internal API; with it this server follows its security groups
+	CCInternalCA    string `json:"cc_internal_ca_cert"`
+	CCInternalCert  string `json:"cc_internal_client_cert"`
+	CCInternalKey   string `json:"cc_internal_client_key"`
+	UUID            string `json:"uuid"`                         // names this server to people who ask which one follows
+	ASGPollInterval int    `json:"asg_poll_interval_seconds"`    // between two lists, of a Cloud Controller that does not say when they changed
+	ASGStamp        int    `json:"asg_stamp_interval_seconds"`   // between two questions whether they changed
+	ASGRefresh      int    `json:"asg_refresh_interval_seconds"` // after which they are read though nothing says that they changed
+	ASGPass         int    `json:"retry_deadline_seconds"`       // of one reading of all of them
+
 	SelfService     bool     `json:"enable_space_developer_self_service"`
 	AllowedCORS     []string `json:"allowed_cors_domains"`
 	MaxPolicies     int      `json:"max_policies"`
@@ -82,7 +92,8 @@ type Config struct {
 const DefaultPath = "/var/lib/silk/policy-server.db"
 
 // ignored lists the keys that deployments render and that mean nothing here.
-var ignored = []string{"log_prefix", "metron_address", "database_migration_timeout"}
+var ignored = []string{"log_prefix", "metron_address", "database_migration_timeout", "locket_address", "locket_ca_cert_file", "locket_client_cert_file", "locket_client_key_file",
+	"locket_client_keepalive_time", "locket_client_keepalive_timeout"}
 
 // Defaults returns a Config that lacks listeners.
 func Defaults() Config {
@@ -91,6 +102,7 @@ func Defaults() Config {
 		ListenHost: "0.0.0.0", DebugServerHost: "127.0.0.1", RequestTimeout: 5, CCChunk: 100,
 		MaxPolicies: 150, CleanupInterval: 3600, CleanupMaxShare: 0.25, TagLength: 2, TagQuarantine: &quarantine,
 		MaxOpenConnections: 200, MaxIdleConnections: 10, ConnectionsMaxLifetime: 3600, LogLevel: "info",
+		ASGPollInterval: 60, ASGStamp: 1, ASGRefresh: 300, ASGPass: 300,
 	}
 }
 
@@ -108,12 +120,16 @@ func Load(path string) (Config, error) {
 // Validate implements config.Validator. It also fills what depends on other keys.
 func (c *Config) Validate(p *config.Problems) {
 	c.fill()
-	p.Require("listen_port", c.ListenPort != nil || c.InternalListenPort != nil, "listen_port for the external API, internal_listen_port for the internal one, or both")
+	p.Require("listen_port", c.ListenPort != nil || c.InternalListenPort != nil || c.CCInternalURL != "",
+		"listen_port for the external API, internal_listen_port for the internal one, cc_internal_url to follow Cloud Controller's security groups, or several")
 	p.Require("listen_host", c.ListenHost != "", "an address to listen on such as 0.0.0.0")
 	p.Require("debug_server_host", c.DebugServerHost != "", "an address to listen on such as 127.0.0.1")
 	c.validateNumbers(p)
 	if c.ListenPort != nil {
 		c.validateExternal(p)
+	}
+	if c.CCInternalURL != "" {
+		c.validateFollowing(p)
 	}
 	if c.InternalListenPort != nil {
 		for _, k := range []struct{ key, file string }{
@@ -148,6 +164,9 @@ func (c *Config) fill() {
 	}
 	if c.ListenPort != nil {
 		port(&c.DebugServerPort, 31821)
+	}
+	if c.InternalListenPort == nil && c.CCInternalURL != "" {
+		port(&c.DebugServerPort, 31947)
 	}
 	port(&c.DebugServerPort, 31945)
 	if c.InternalListenPort != nil {
@@ -196,6 +215,8 @@ func (c *Config) validateNumbers(p *config.Problems) {
 		{"max_policies", c.MaxPolicies, 1, maxSeconds}, {"cleanup_interval", c.CleanupInterval, 1, maxSeconds}, {"request_timeout", c.RequestTimeout, 1, 300},
 		{"cc_app_request_chunk_size", c.CCChunk, 0, 5000}, {"tag_length", c.TagLength, 1, 3}, {"max_open_connections", c.MaxOpenConnections, 0, maxSeconds},
 		{"max_idle_connections", c.MaxIdleConnections, 0, maxSeconds}, {"connections_max_lifetime_seconds", c.ConnectionsMaxLifetime, 0, maxSeconds},
+		{"asg_poll_interval_seconds", c.ASGPollInterval, 0, maxSeconds}, {"asg_stamp_interval_seconds", c.ASGStamp, 1, maxSeconds}, {"asg_refresh_interval_seconds", c.ASGRefresh, 1, maxSeconds},
+		{"retry_deadline_seconds", c.ASGPass, 1, maxSeconds},
 		{"max_tag", c.MaxTag, 0, int(identity.MaxTagOf(max(c.TagLength, 1)))},
 	} {
 		if k.n < k.min || k.n > k.max {
@@ -233,7 +254,7 @@ func (c *Config) validateExternal(p *config.Problems) {
 			p.Addf("auth", "%q: expected uaa, oidc, mtls or tokens", m)
 		}
 	}
-	if c.CCURL != "" && !slices.Contains(c.Auth, "uaa") {
+	if c.CCURL != "" && !slices.Contains(c.Auth, "uaa") && c.CCInternalURL == "" {
 		p.Addf("cc_url", `is set, but auth has no "uaa": without it there is no token that Cloud Controller would accept`)
 	}
 }
@@ -252,6 +273,19 @@ func (c *Config) validateUAA(p *config.Problems) {
 		if k.value != "" {
 			p.Check(k.key, checkURL(k.value))
 		}
+	}
+}
+
+// validateFollowing is about what it takes to ask Cloud Controller for security groups.
+func (c *Config) validateFollowing(p *config.Problems) {
+	if c.ListenPort == nil || !slices.Contains(c.Auth, "uaa") { // which asks for the same
+		c.validateUAA(p)
+	}
+	p.Check("cc_internal_url", checkURL(c.CCInternalURL))
+	for _, k := range []struct{ key, file string }{
+		{"cc_internal_ca_cert", c.CCInternalCA}, {"cc_internal_client_cert", c.CCInternalCert}, {"cc_internal_client_key", c.CCInternalKey},
+	} {
+		p.Require(k.key, k.file != "" || c.SkipSSLValidation || strings.HasPrefix(c.CCInternalURL, "http:"), "the path of a file in PEM form, because cc_internal_url is set")
 	}
 }
 

@@ -203,6 +203,8 @@ type foundry struct {
 	spaces map[string][]string       // user -> spaces
 	fail   func(path string) int     // status to answer instead, 0 for none
 	hide   bool                      // apps are not shown
+	asgs   []string                  // GUIDs of security groups
+	stamp  int                       // of them
 }
 
 func newFoundry(t testing.TB) *foundry {
@@ -251,6 +253,14 @@ func (f *foundry) serve(w http.ResponseWriter, r *http.Request) {
 			if asked := slices.Contains(strings.Split(r.Form.Get("guids"), ","), g) || slices.Contains(strings.Split(r.Form.Get("space_guids"), ","), s); asked && !f.hide {
 				out = append(out, map[string]any{"guid": g, "links": map[string]any{"space": map[string]string{"href": "/v3/spaces/" + s}}})
 			}
+		}
+		list(out)
+	case "/internal/v4/asg_latest_update":
+		reply(map[string]string{"last_update": fmt.Sprintf("2026-01-01T00:00:00.%09dZ", f.stamp)})
+	case "/v3/security_groups":
+		var out []any
+		for _, g := range f.asgs {
+			out = append(out, map[string]any{"guid": g, "name": g, "rules": []any{map[string]string{"protocol": "all", "destination": "10.0.0.1"}}, "globally_enabled": map[string]bool{"running": true}})
 		}
 		list(out)
 	case "/v3/roles":

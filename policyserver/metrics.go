@@ -14,6 +14,7 @@ import (
 	"code.cloudfoundry.org/silk/internal/metrics"
 	"code.cloudfoundry.org/silk/internal/sqldb"
 	"code.cloudfoundry.org/silk/policy/policysql"
+	"code.cloudfoundry.org/silk/policyserver/follow"
 )
 
 // figures are what GET /metrics shows. docs/operate/policy-server.md explains each.
@@ -128,6 +129,12 @@ var (
 	descWatchers = desc("watchers", "Agents that wait at this server now.")
 	descHosts    = desc("hosts", "Hosts that report to this server.")
 	descRevision = desc("revision", "Counter of the revision.")
+
+	descGroups         = desc("security_groups", "Security groups.")
+	descGroupsInvalid  = desc("security_groups_rows_invalid", "Rows of security groups that cannot be read, and are ignored.")
+	descGroupsWatchers = desc("security_groups_watchers", "Agents that wait for security groups at this server now.")
+	descGroupsRevision = desc("security_groups_revision", "Counter of the revision of security groups.")
+
 	descDatabase = sqldb.NewMetrics(prefix)
 )
 
@@ -153,5 +160,44 @@ func (c *storeCollector) Collect(ch chan<- prometheus.Metric) {
 	to.Gauge(descWatchers, float64(st.Watchers))
 	to.Gauge(descHosts, float64(st.Hosts))
 	to.Gauge(descRevision, float64(st.Revision.Counter))
+	g := s.SecurityGroups().Stats()
+	to.Gauge(descGroups, float64(g.Groups))
+	to.Gauge(descGroupsInvalid, float64(g.Invalid))
+	to.Gauge(descGroupsWatchers, float64(g.Watchers))
+	to.Gauge(descGroupsRevision, float64(g.Revision.Counter))
 	descDatabase.Collect(to, s.DBCounts(), s.DBStats())
+}
+
+// followCollector shows how following Cloud Controller goes.
+type followCollector struct{ status func() follow.Status }
+
+var (
+	descFollowActive = desc("security_groups_sync_active", "1 when this server is the one that follows Cloud Controller.")
+	descFollowLast   = desc("security_groups_sync_last_success_timestamp_seconds", "When this server last knew that what is kept is what Cloud Controller shows.")
+	descFollowOK     = desc("security_groups_sync_passes_total", "Looks at Cloud Controller, by result: ok, or failed.", "result")
+	descFollowLists  = desc("security_groups_sync_lists_total", "Lists of all security groups that were read, by result: changed, or same.", "result")
+	descFollowFails  = desc("security_groups_sync_failing", "1 when the last look at Cloud Controller failed: what is known stays.")
+	descFollowUnread = desc("security_groups_sync_unread", "Groups and rules of the last list that cannot be understood: agents leave them out.")
+)
+
+// Describe implements prometheus.Collector.
+func (c *followCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descFollowActive, descFollowLast, descFollowOK, descFollowLists, descFollowFails, descFollowUnread} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *followCollector) Collect(ch chan<- prometheus.Metric) {
+	to, st := metrics.Scrape(ch), c.status()
+	to.Gauge(descFollowActive, metrics.Number(st.Active))
+	if !st.Last.IsZero() {
+		to.Gauge(descFollowLast, float64(st.Last.UnixMilli())/1000)
+	}
+	to.Counter(descFollowOK, float64(st.Passes), "ok")
+	to.Counter(descFollowOK, float64(st.Failed), "failed")
+	to.Counter(descFollowLists, float64(st.Replaced), "changed")
+	to.Counter(descFollowLists, float64(st.Lists-st.Replaced), "same")
+	to.Gauge(descFollowFails, metrics.Number(st.Err != nil))
+	to.Gauge(descFollowUnread, float64(st.Unread))
 }

@@ -28,6 +28,7 @@ import (
 	"code.cloudfoundry.org/silk/policy/policysql"
 	"code.cloudfoundry.org/silk/policyserver/auth"
 	"code.cloudfoundry.org/silk/policyserver/cc"
+	"code.cloudfoundry.org/silk/policyserver/follow"
 	"code.cloudfoundry.org/silk/policyserver/outbound"
 )
 
@@ -75,8 +76,9 @@ type program struct {
 	uaa       *auth.UAA
 	oidc      *auth.OIDC
 	who       auth.Method
-	cc        *cc.Client // nil: there is no Cloud Controller
-	cleaner   *cleaner   // nil without cc
+	cc        *cc.Client     // nil: there is no Cloud Controller
+	cleaner   *cleaner       // nil without cc
+	syncer    *follow.Syncer // nil: this server does not follow Cloud Controller
 	listeners []net.Listener
 	addresses Addresses
 }
@@ -93,7 +95,7 @@ func build(cfg Config, log *slog.Logger) (*program, error) {
 		}
 	}
 	if cfg.ListenPort == nil {
-		return p, nil
+		return p, p.buildSyncer()
 	}
 	if cfg.EnableTLS {
 		certs := service.Certificates{Cert: cfg.ServerCertFile, Key: cfg.ServerKeyFile}
@@ -104,7 +106,41 @@ func build(cfg Config, log *slog.Logger) (*program, error) {
 			return nil, fmt.Errorf("tls of the external api: %w", err)
 		}
 	}
-	return p, p.buildAuth()
+	if err := p.buildAuth(); err != nil {
+		return p, err
+	}
+	return p, p.buildSyncer()
+}
+
+// buildSyncer prepares what follows Cloud Controller's security groups, if the configuration says how that is reached.
+func (p *program) buildSyncer() error {
+	if p.cfg.CCInternalURL == "" {
+		return nil
+	}
+	tc, err := outbound.Trust(p.cfg.SkipSSLValidation, p.cfg.CCInternalCA)
+	if err == nil && !p.cfg.SkipSSLValidation && p.cfg.CCInternalCert != "" {
+		tc, err = service.Certificates{CA: p.cfg.CCInternalCA, Cert: p.cfg.CCInternalCert, Key: p.cfg.CCInternalKey}.Client()
+	}
+	if err != nil {
+		return fmt.Errorf("cloud controller's internal api: %w", err)
+	}
+	if p.uaa == nil {
+		if err := p.askUAA(); err != nil {
+			return err
+		}
+	}
+	inside := cc.New(cc.Config{Base: p.cfg.CCInternalURL, Tokens: cc.Tokens{Token: p.uaa.Token, Forget: p.uaa.Forget}}, p.ask(tc, "cloud controller's internal api"))
+	store := func() *policysql.SecurityGroups {
+		if s := p.opened.Load(); s != nil {
+			return s.SecurityGroups()
+		}
+		return nil
+	}
+	p.syncer = follow.New(follow.Source{Stamp: inside.GroupsStamp, List: p.cc.SecurityGroups}, store, follow.Options{
+		Name: p.cfg.UUID, Every: seconds(p.cfg.ASGStamp), Blind: seconds(p.cfg.ASGPollInterval), Refresh: seconds(p.cfg.ASGRefresh), Limit: seconds(p.cfg.ASGPass),
+	}, p.log)
+	p.metrics.registry.MustRegister(&followCollector{p.syncer.Status})
+	return nil
 }
 
 func (p *program) buildAuth() error {
@@ -138,6 +174,18 @@ func (p *program) buildAuth() error {
 }
 
 func (p *program) buildUAA() error {
+	if err := p.askUAA(); err != nil {
+		return err
+	}
+	p.cleaner = &cleaner{
+		log: p.log, metrics: p.metrics, share: p.cfg.CleanupMaxShare, parts: p.cc.Parts, spaces: p.cc.Spaces,
+		book: func() book { return p.opened.Load() },
+	}
+	return nil
+}
+
+// askUAA prepares to ask UAA, and with its token Cloud Controller.
+func (p *program) askUAA() error {
 	tc, err := outbound.Trust(p.cfg.SkipSSLValidation, p.cfg.UAACA, p.cfg.CCCA)
 	if err != nil {
 		return fmt.Errorf("uaa and cloud controller: %w", err)
@@ -146,10 +194,6 @@ func (p *program) buildUAA() error {
 		Base: fmt.Sprintf("%s:%d", p.cfg.UAAURL, p.cfg.UAAPort), Client: p.cfg.UAAClient, Secret: p.cfg.UAAClientSecret, Issuer: p.cfg.UAAIssuer,
 	}, p.ask(tc, "uaa"), p.log)
 	p.cc = cc.New(cc.Config{Base: p.cfg.CCURL, Tokens: cc.Tokens{Token: p.uaa.Token, Forget: p.uaa.Forget}, Chunk: p.cfg.CCChunk}, p.ask(tc, "cloud controller"))
-	p.cleaner = &cleaner{
-		log: p.log, metrics: p.metrics, share: p.cfg.CleanupMaxShare, parts: p.cc.Parts, spaces: p.cc.Spaces,
-		book: func() book { return p.opened.Load() },
-	}
 	return nil
 }
 
@@ -200,7 +244,7 @@ func (p *program) tasks() ([]service.Task, error) {
 		tasks = append(tasks, service.HTTP("health", health, nil, p.healthHandler(), service.DefaultLimits, p.log))
 	}
 	tasks = append(tasks, p.storeTask())
-	if p.uaa != nil {
+	if p.cleaner != nil { // callers have UAA's tokens
 		tasks = append(tasks, p.loop("uaa keys", keysEvery, p.uaa.KeepKeys))
 	}
 	if p.oidc != nil {
@@ -213,6 +257,9 @@ func (p *program) tasks() ([]service.Task, error) {
 		tasks = append(tasks, p.apiTask("internal", p.cfg.InternalListenHost, *p.cfg.InternalListenPort, p.internal, p.internalHandler, &p.addresses.Internal))
 	}
 	tasks = append(tasks, p.startedTask(), p.loop("look", 15*time.Second, (&watcher{p: p}).look))
+	if p.syncer != nil {
+		tasks = append(tasks, service.Task{Name: "security groups", Run: p.syncer.Run})
+	}
 	if p.cleaner != nil {
 		tasks = append(tasks, service.Task{Name: "cleaner", Run: func(ctx context.Context) error {
 			return p.cleaner.run(ctx, seconds(p.cfg.CleanupInterval))
@@ -255,6 +302,7 @@ func (c *Config) store() policysql.Config {
 	}
 	return policysql.Config{
 		DB: db, TagLength: c.TagLength, MaxTag: identity.Tag(c.MaxTag), Quarantine: quarantine, WatchWait: policyhttp.MaxWait,
+		CloudController: c.CCInternalURL != "",
 	}
 }
 
