@@ -15,15 +15,21 @@ import (
 
 var example = regexp.MustCompile("(?s)```http\n(.*?)\n```")
 
-// TestTheDocumentTellsTheTruth runs the requests of docs/api/policies.md and compares the answers.
+// TestTheDocumentTellsTheTruth runs the requests of the pages in docs/api and compares the answers.
 func TestTheDocumentTellsTheTruth(t *testing.T) {
-	doc, err := os.ReadFile("../../docs/api/policies.md")
+	for page, least := range map[string]int{"policies.md": 10, "security-groups.md": 8} {
+		t.Run(page, func(t *testing.T) { tellsTheTruth(t, page, least) })
+	}
+}
+
+func tellsTheTruth(t *testing.T, page string, least int) {
+	doc, err := os.ReadFile("../../docs/api/" + page)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := start(t).Server
 	examples := example.FindAllStringSubmatch(string(doc), -1)
-	if len(examples) < 10 {
+	if len(examples) < least {
 		t.Fatalf("found %d examples in the document", len(examples))
 	}
 	names := strings.NewReplacer("SET", setOf("api"))
