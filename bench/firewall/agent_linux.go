@@ -191,7 +191,7 @@ func serve(ns *kernel.NS, dir string, store *policysql.Store) (url string, f fil
 	if err := ns.Do(func() (err error) { l, err = net.Listen("tcp4", "127.0.0.1:0"); return err }); err != nil {
 		return "", f, nil, err
 	}
-	h := policyhttp.InternalHandler(policyhttp.Backend{Watch: store.WatchFor, Tag: store.Tag, Polled: store.DeployedPoll, TagLength: 2},
+	h := policyhttp.InternalHandler(policyhttp.Backend{Watch: store.WatchFor, Tag: store.Tag, Polled: store.DeployedPoll, WatchGroups: store.SecurityGroups().WatchFor, TagLength: 2},
 		slog.New(slog.DiscardHandler), policyhttp.InternalOptions{})
 	s := &http.Server{Handler: h, ErrorLog: slog.NewLogLogger(slog.NewTextHandler(io.Discard, nil), slog.LevelError)}
 	go s.Serve(tls.NewListener(l, tc))

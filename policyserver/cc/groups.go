@@ -108,7 +108,9 @@ func (g *Groups) add(raw json.RawMessage, seen map[string]bool) error {
 	if seen[id.GUID] {
 		return fault.Unavailablef("security group %.60q is there twice: the list changed while it was read", id.GUID)
 	}
-	seen[id.GUID] = true
+	if seen[id.GUID] = true; len(seen) > maxGroups {
+		return fault.Unavailablef("there are more than %d security groups", maxGroups)
+	}
 	r, problems, err := parseGroup(raw)
 	for _, p := range problems {
 		g.Reasons = append(g.Reasons, fmt.Sprintf("security group %.60q: %v", id.GUID, p))
@@ -121,6 +123,9 @@ func (g *Groups) add(raw json.RawMessage, seen map[string]bool) error {
 	g.Records = append(g.Records, r)
 	return nil
 }
+
+// maxGroups bounds how many groups are read.
+const maxGroups = 20000
 
 // maxRules bounds the text of a group's rules in bytes: what the deployed tables hold.
 const maxRules = 12 << 20
