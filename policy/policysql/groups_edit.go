@@ -233,8 +233,12 @@ const maxLease = 2 * time.Minute
 // is over. It reports whether it is.
 func (g *SecurityGroups) Hold(ctx context.Context, holder string, lease time.Duration) (bool, error) {
 	now := micros[g.s.db.Dialect().Name]
-	n, err := g.s.db.Exec(ctx, "UPDATE silk_security_syncer SET holder = ?, until_at = "+now+" + ? WHERE id = 1 AND (holder = ? OR until_at < "+now+" OR until_at > "+now+" + ?)",
-		holder, min(lease, maxLease).Microseconds(), holder, maxLease.Microseconds())
+	var n int64
+	err := g.s.db.Again(ctx, func(int) (err error) {
+		n, err = g.s.db.Exec(ctx, "UPDATE silk_security_syncer SET holder = ?, until_at = "+now+" + ? WHERE id = 1 AND (holder = ? OR until_at < "+now+" OR until_at > "+now+" + ?)",
+			holder, min(lease, maxLease).Microseconds(), holder, maxLease.Microseconds())
+		return err
+	})
 	if err != nil {
 		return false, fmt.Errorf("hold the lease of who follows cloud controller: %w", err)
 	}

@@ -134,13 +134,13 @@ func openStore(t testing.TB, db sqldb.Config) *policysql.SecurityGroups {
 }
 
 // quick are options for tests that do not measure.
-var quick = follow.Options{Every: 20 * time.Millisecond, MaxWait: 100 * time.Millisecond, Refresh: time.Hour, Settle: time.Hour, Lease: time.Second}
+var quick = follow.Options{Every: 20 * time.Millisecond, MaxWait: 100 * time.Millisecond, Refresh: time.Hour, Settle: time.Hour, Lease: 20 * time.Second}
 
 // run follows until the test ends, or stop is called.
 func run(t testing.TB, c *controller, g *policysql.SecurityGroups, o follow.Options) (s *follow.Syncer, stop func()) {
 	out := outbound.New(nil, 5*time.Second, "cloud controller")
 	client := cc.New(cc.Config{Base: c.URL, Tokens: cc.Tokens{Token: func(context.Context) (string, error) { return "t", nil }, Forget: func(string) {}}}, out)
-	s = follow.New(follow.Source{Stamp: client.GroupsStamp, List: client.SecurityGroups}, func() *policysql.SecurityGroups { return g }, o, slog.New(slog.DiscardHandler))
+	s = follow.New(follow.Source{Stamp: client.GroupsStamp, List: client.SecurityGroups}, func() *policysql.SecurityGroups { return g }, o, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
