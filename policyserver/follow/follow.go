@@ -128,7 +128,7 @@ func (s *Syncer) Run(ctx context.Context) error {
 // letGo ends the lease, so that another server takes over at once.
 func (s *Syncer) letGo(ctx context.Context) {
 	store := s.store()
-	if store == nil || !s.Status().Active {
+	if store == nil { // who is not active may have the lease all the same, when the last question for it was cut off
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
