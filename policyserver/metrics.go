@@ -177,12 +177,13 @@ var (
 	descFollowOK     = desc("security_groups_sync_passes_total", "Looks at Cloud Controller, by result: ok, or failed.", "result")
 	descFollowLists  = desc("security_groups_sync_lists_total", "Lists of all security groups that were read, by result: changed, or same.", "result")
 	descFollowFails  = desc("security_groups_sync_failing", "1 when the last look at Cloud Controller failed: what is known stays.")
+	descFollowHeld   = desc("security_groups_sync_held", "Groups that the last list lacked and that stay for a while, because they are so many.")
 	descFollowUnread = desc("security_groups_sync_unread", "Groups and rules of the last list that cannot be understood: agents leave them out.")
 )
 
 // Describe implements prometheus.Collector.
 func (c *followCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descFollowActive, descFollowLast, descFollowOK, descFollowLists, descFollowFails, descFollowUnread} {
+	for _, d := range []*prometheus.Desc{descFollowActive, descFollowLast, descFollowOK, descFollowLists, descFollowFails, descFollowUnread, descFollowHeld} {
 		ch <- d
 	}
 }
@@ -200,4 +201,5 @@ func (c *followCollector) Collect(ch chan<- prometheus.Metric) {
 	to.Counter(descFollowLists, float64(st.Lists-st.Replaced), "same")
 	to.Gauge(descFollowFails, metrics.Number(st.Err != nil))
 	to.Gauge(descFollowUnread, float64(st.Unread))
+	to.Gauge(descFollowHeld, float64(st.Held))
 }

@@ -38,6 +38,7 @@ type Options struct {
 	Settle  time.Duration // after which a list that was new is read once more, because a stamp may show before what it stands for; default 5 s
 	Lease   time.Duration // for which this server stays the one that follows; default 8 s
 	MaxWait time.Duration // between two tries after errors, which begins with Every and doubles; default 15 s
+	Brake   time.Duration // for which a list must lack much before what it lacks is removed; default 10 min
 	Limit   time.Duration // of one pass; default 2 min
 }
 
@@ -53,6 +54,7 @@ type Syncer struct {
 	due     time.Time // when the list is to be read at the latest
 	checked bool      // the pass has found out that what is kept is what Cloud Controller shows
 	reasons string    // that were logged
+	lacking time.Time // since when lists lack much; zero: they do not
 
 	mu     sync.Mutex
 	status Status
@@ -67,6 +69,7 @@ type Status struct {
 	Lists    int       // read
 	Replaced int       // lists that made a difference
 	Unread   int       // groups and rules of the last list that cannot be understood
+	Held     int       // groups that the last list lacks, and that are kept for a while because they are so many
 	Err      error     // of the last pass
 }
 
@@ -77,7 +80,7 @@ func New(source Source, store func() *policysql.SecurityGroups, o Options, log *
 		def time.Duration
 	}{
 		{&o.Every, time.Second}, {&o.Blind, time.Minute}, {&o.Refresh, 5 * time.Minute}, {&o.Settle, 5 * time.Second}, {&o.Lease, 8 * time.Second}, {&o.MaxWait, 15 * time.Second},
-		{&o.Limit, 2 * time.Minute},
+		{&o.Brake, 10 * time.Minute}, {&o.Limit, 2 * time.Minute},
 	} {
 		if *d.v <= 0 {
 			*d.v = d.def
@@ -250,6 +253,11 @@ func (s *Syncer) replace(ctx context.Context, store *policysql.SecurityGroups, s
 	if err != nil {
 		return err
 	}
+	held, err := s.brake(ctx, store, all)
+	if err != nil {
+		return err
+	}
+	all.Unread = append(all.Unread, held...)
 	did, err := store.Replace(ctx, policysql.Replacement{Groups: all.Records, Keep: all.Unread, Stamp: stamp, Holder: s.holder})
 	if err != nil {
 		return err
@@ -263,16 +271,59 @@ func (s *Syncer) replace(ctx context.Context, store *policysql.SecurityGroups, s
 	if stamp != known {
 		s.due = now.Add(min(s.o.Settle, s.o.Refresh))
 	}
+	if len(held) > 0 {
+		s.due = now.Add(min(s.o.Refresh, s.o.Brake/10))
+	}
 	s.tell(all)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.status.Lists++
-	s.status.Unread = len(all.Reasons)
+	s.status.Unread, s.status.Held = len(all.Reasons), len(held)
 	if changes > 0 {
 		s.status.Replaced++
 		s.log.Info("security groups follow cloud controller", "added", did.Added, "changed", did.Changed, "removed", did.Removed, "all", len(all.Records), "revision", did.Revision.String())
 	}
 	return nil
+}
+
+// brake returns the groups that a list lacks when they are more than a quarter of more than eight, until lists have lacked so many for a while: to a client that has lost an authority
+// Cloud Controller shows, without any error, the few groups that everybody may see.
+func (s *Syncer) brake(ctx context.Context, store *policysql.SecurityGroups, all cc.Groups) ([]string, error) {
+	known, err := store.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	there := make(map[string]bool, len(all.Records)+len(all.Unread))
+	for _, r := range all.Records {
+		there[r.GUID] = true
+	}
+	for _, guid := range all.Unread {
+		there[guid] = true
+	}
+	var missing []string
+	following := 0
+	for _, k := range known {
+		if !k.CloudController {
+			continue
+		}
+		if following++; !there[k.GUID] {
+			missing = append(missing, k.GUID)
+		}
+	}
+	now := time.Now()
+	switch {
+	case following <= 8 || 4*len(missing) <= following:
+		s.lacking = time.Time{}
+		return nil, nil
+	case s.lacking.IsZero():
+		s.lacking = now
+		s.log.Warn("cloud controller shows much fewer security groups than before: those that are missing stay for a while", "missing", len(missing), "of", following, "for", s.o.Brake,
+			"remedy", "if they are not gone: does the client in uaa_client have the authority cloud_controller.admin_read_only?")
+	case now.Sub(s.lacking) >= s.o.Brake:
+		s.lacking = time.Time{}
+		return nil, nil
+	}
+	return missing, nil
 }
 
 // list reads all groups of the moment of a stamp. Of a Cloud Controller that has no stamp the list counts when it is the same twice.

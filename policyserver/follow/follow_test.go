@@ -391,3 +391,29 @@ func TestOwnGroupsStay(t *testing.T) {
 	c.set()
 	eventually(t, g, "own=10.9.9.9")
 }
+
+// TestMuchIsRemovedLate has Cloud Controller show few of its groups, as it does to a client that has lost an authority: others are added and changed at once, but what is missing
+// stays until it has been missing for a while.
+func TestMuchIsRemovedLate(t *testing.T) {
+	c, g := newController(t), openStore(t, testkit.Database(t, sqldb.SQLite))
+	var all []map[string]any
+	for i := range 9 {
+		all = append(all, group(fmt.Sprintf("g%d", i), "10.0.0.1"))
+	}
+	c.set(all...)
+	o := quick
+	o.Refresh, o.Brake = 50*time.Millisecond, 2*time.Second
+	s, _ := run(t, c, g, o)
+	testkit.Until(t, 20*time.Second, "all are known", func() bool { return g.Stats().Groups == 9 })
+	start := time.Now()
+	c.set(append([]map[string]any{group("new", "10.0.0.2")}, all[:6]...)...)
+	testkit.Until(t, 20*time.Second, "the new one is known", func() bool { return g.Stats().Groups == 10 })
+	testkit.Until(t, 20*time.Second, "three groups are held, or it is too late to see that", func() bool { return s.Status().Held == 3 || time.Since(start) > o.Brake })
+	testkit.Until(t, 20*time.Second, "the missing ones go", func() bool { return g.Stats().Groups == 7 })
+	if took := time.Since(start); took < o.Brake {
+		t.Errorf("they went after %v, expected not before %v", took, o.Brake)
+	}
+	c.set(all[:5]...) // two of seven, and there are no more than eight
+	testkit.Until(t, 20*time.Second, "a few go at once", func() bool { return g.Stats().Groups == 5 })
+	testkit.Until(t, 20*time.Second, "no group is held", func() bool { return s.Status().Held == 0 })
+}
