@@ -7,18 +7,19 @@ import (
 	"code.cloudfoundry.org/silk/identity"
 )
 
-// Book is what keeps security groups for people. Its implementations are policysql.SecurityGroups (a database) and policyhttp.Client (a policy-server, as one of
-// its users); policytest.RunSecurityGroups is what both pass. All methods are safe for concurrent use and return when ctx ends.
+// Book is what keeps security groups for people. Its implementations are policysql.SecurityGroups (a database) and policyhttp.Client (a
+// policy-server, as one of its users); policytest.RunSecurityGroups is what both pass. All methods are safe for concurrent use and return
+// when ctx ends.
 type Book interface {
 	// List returns all groups in their order.
 	List(ctx context.Context) ([]Kept, error)
 
-	// Create adds a group and returns it; without a GUID it is given one. Invalid: the record or its rules, read as strictly as Form.Parse does. Conflict: there is a
-	// group with this GUID or name.
+	// Create adds a group and returns it; without a GUID it is given one. Invalid: the record or its rules, read as strictly as Form.Parse
+	// does. Conflict: there is a group with this GUID or name.
 	Create(ctx context.Context, r Record) (Kept, error)
 
-	// Change changes a group and returns it as it is then. NotFound: there is none. Conflict: it follows Cloud Controller, and more than its members would change; or
-	// another group has its new name.
+	// Change changes a group and returns it as it is then. NotFound: there is none. Conflict: it follows Cloud Controller, and more than
+	// its members would change; or another group has its new name.
 	Change(ctx context.Context, guid string, c Change) (Kept, error)
 
 	// Delete removes a group. NotFound: there is none. Conflict: it follows Cloud Controller.

@@ -24,8 +24,8 @@ type Ask struct {
 	Sum   Digest            // of what the agent has for exactly these spaces and members; it says the rest
 }
 
-// Update is one answer of Feed.Watch: all groups that the ask is about, in their order, or, if it is not Full, that they are what the asker has. Count
-// and Sum seal it.
+// Update is one answer of Feed.Watch: all groups that the ask is about, in their order, or, if it is not Full, that they are what the asker
+// has. Count and Sum seal it.
 type Update struct {
 	Revision revision.Revision
 	Full     bool
@@ -49,7 +49,8 @@ func (u Update) Apply(held []Record) ([]Record, error) {
 // Feed tells agents which security groups there are. Its implementations are policysql.SecurityGroups and policyhttp.SecurityGroups;
 // policytest.RunSecurityGroups is what both pass.
 type Feed interface {
-	// Watch waits until the groups that the ask is about differ from those whose Sum the asker has, or Since is zero or of another epoch, then returns all of
-	// them. After a wait that the implementation bounds it returns an Update that is not Full, whose revision may be newer than Since.
+	// Watch waits until the groups that the ask is about differ from those whose Sum the asker has, or Since is zero or of another epoch,
+	// then returns all of them. After a wait that the implementation bounds it returns an Update that is not Full, whose revision may be
+	// newer than Since.
 	Watch(ctx context.Context, a Ask) (Update, error)
 }

@@ -79,10 +79,10 @@ func (f Form) Parse(text []byte) ([]Rule, error) {
 	return nil, errors.Join(errs...)
 }
 
-// Read reads a list for enforcement: the rules whose meaning is certain, in order, and a problem for each other one. Such a rule is left out whole, so what is read never
-// allows more than what is written. Everything that Parse takes, Read takes for the same; beyond that it takes spaces in lists, networks whose
-// address has bits beyond the prefix (they stand for the network, as in the deployed agent), keys that it does not know, and types of icmp or
-// none in rules of other protocols, which mean nothing.
+// Read reads a list for enforcement: the rules whose meaning is certain, in order, and a problem for each other one. Such a rule is left
+// out whole, so what is read never allows more than what is written. Everything that Parse takes, Read takes for the same; beyond that it
+// takes spaces in lists, networks whose address has bits beyond the prefix (they stand for the network, as in the deployed agent), keys
+// that it does not know, and types of icmp or none in rules of other protocols, which mean nothing.
 func (f Form) Read(text []byte) ([]Rule, []Problem) { return f.read(text, false) }
 
 func (f Form) read(text []byte, strict bool) ([]Rule, []Problem) {
@@ -139,8 +139,8 @@ func unmarshal(text []byte, into any, strict bool) error {
 	return nil
 }
 
-// check completes a rule of any form: what must not stand in it beside its protocol, and what must. typ and code are nil when they are not written; strictly,
-// zeroes may be written where they mean nothing.
+// check completes a rule of any form: what must not stand in it beside its protocol, and what must. typ and code are nil when they are not
+// written; strictly, zeroes may be written where they mean nothing.
 func (r *Rule) check(ports []policy.Ports, typ, code *int64, strict bool) error {
 	switch r.Protocol {
 	case TCP, UDP:

@@ -87,8 +87,9 @@ func (h *Held) Revision() revision.Revision { return h.state.Revision }
 // Absent returns how many of the groups in Keep no current list has.
 func (h *Held) Absent() int { return len(h.state.Absent) }
 
-// Update takes in the answer of a Feed to a question. One that does not add up to its own seal is fault.Invalid, and changes nothing but that the next question is
-// for everything. One that is older than what is known is fault.Unavailable and changes nothing, for 10 seconds: ask again.
+// Update takes in the answer of a Feed to a question. One that does not add up to its own seal is fault.Invalid, and changes nothing but
+// that the next question is for everything. One that is older than what is known is fault.Unavailable and changes nothing, for 10 seconds:
+// ask again.
 func (h *Held) Update(u Update, a Ask, now time.Time) error {
 	polled, same := u.Revision.Epoch == policy.Polled, u.Revision.Epoch == h.state.Revision.Epoch
 	back := same && !polled && u.Revision.Counter < h.state.Revision.Counter

@@ -20,8 +20,8 @@ type Container struct {
 	Group    identity.Group // its policy group; empty: none
 }
 
-// Selection is the groups of one container, in layers that share no group: what all containers of its phase have, and what is its own. Each is in the order of
-// the list that they were selected from.
+// Selection is the groups of one container, in layers that share no group: what all containers of its phase have, and what is its own. Each
+// is in the order of the list that they were selected from.
 type Selection struct {
 	Defaults []Group
 	Bound    []Group // those of its space, then those of its policy group
@@ -50,9 +50,10 @@ func Select(groups []Group, c Container) Selection {
 	return s
 }
 
-// Rules returns the rules of the selection in the order in which they are asked: all of bound, then all of defaults. That is the reverse of the order in which groups and
-// their rules are given, as in the deployed agent; it matters where one rule logs what another does not. A rule that was given before is left out,
-// whatever its description: so defaults does not depend on what is bound, and containers of a phase can share it.
+// Rules returns the rules of the selection in the order in which they are asked: all of bound, then all of defaults. That is the reverse of
+// the order in which groups and their rules are given, as in the deployed agent; it matters where one rule logs what another does not. A
+// rule that was given before is left out, whatever its description: so defaults does not depend on what is bound, and containers of a phase
+// can share it.
 func (s Selection) Rules() (bound, defaults []Rule) {
 	given := map[string]bool{}
 	collect := func(groups []Group) []Rule {

@@ -79,8 +79,8 @@ func last(p netip.Prefix) netip.Addr {
 // RangeOf returns the addresses of a network, the first and the last included.
 func RangeOf(p netip.Prefix) Range { return Range{p.Masked().Addr(), last(p)} }
 
-// ParseRange reads an address of IPv4, a network such as 10.0.0.0/8 without bits beyond its prefix, or a range such as 10.1.0.1-10.1.0.9. Anything else
-// is fault.Invalid.
+// ParseRange reads an address of IPv4, a network such as 10.0.0.0/8 without bits beyond its prefix, or a range such as 10.1.0.1-10.1.0.9.
+// Anything else is fault.Invalid.
 func ParseRange(s string) (Range, error) { return parseRange(s, true) }
 
 const expected = "expected an IPv4 address, a network such as 10.0.0.0/8, or a range such as 10.1.0.1-10.1.0.9"

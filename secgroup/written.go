@@ -54,10 +54,10 @@ func Format(rules []Rule) string {
 	return encode(list)
 }
 
-// Normalize returns rules in the form of Cloud Controller with what is known of each: the seven keys that deployed agents expect, without others. Rules that
-// Read would leave out are kept as they are written, so that whoever reads them sees them; but what is no rule at all, which would make those agents refuse the whole
-// list, is left out and told. Zeroes stand for a type or code that is not written, though not in rules for icmp, where 0 means something. An
-// error, fault.Invalid, says that this is no list.
+// Normalize returns rules in the form of Cloud Controller with what is known of each: the seven keys that deployed agents expect, without
+// others. Rules that Read would leave out are kept as they are written, so that whoever reads them sees them; but what is no rule at all,
+// which would make those agents refuse the whole list, is left out and told. Zeroes stand for a type or code that is not written, though
+// not in rules for icmp, where 0 means something. An error, fault.Invalid, says that this is no list.
 func Normalize(text []byte) (string, []Problem, error) {
 	var list []json.RawMessage
 	if err := unmarshal(text, &list, false); err != nil {

@@ -20,8 +20,8 @@ import (
 	"code.cloudfoundry.org/silk/secgroup"
 )
 
-// SecurityGroups is what a Client knows of security groups: as a host's agent it is a secgroup.Feed, with the watch or, against a server of the deployed kind, by
-// polling; as one of the people a secgroup.Book. It is safe for concurrent use.
+// SecurityGroups is what a Client knows of security groups: as a host's agent it is a secgroup.Feed, with the watch or, against a server of
+// the deployed kind, by polling; as one of the people a secgroup.Book. It is safe for concurrent use.
 type SecurityGroups struct {
 	c *Client
 
@@ -50,8 +50,9 @@ var (
 
 // Watch implements secgroup.Feed. An answer that does not add up to its own seal is fault.Unavailable: nothing of it may be used.
 //
-// A server of the deployed kind is polled instead: the revisions then have the epoch Polled, their counters mean nothing, and that the list is complete is not proved by
-// more than that it is an answer; secgroup.Held knows what that is worth. Groups that are bound to policy groups such a server does not have.
+// A server of the deployed kind is polled instead: the revisions then have the epoch Polled, their counters mean nothing, and that the list
+// is complete is not proved by more than that it is an answer; secgroup.Held knows what that is worth. Groups that are bound to policy
+// groups such a server does not have.
 func (g *SecurityGroups) Watch(ctx context.Context, a secgroup.Ask) (u secgroup.Update, err error) {
 	err = g.c.try(ctx, func(s *server) error {
 		if g.isOld(s) {
@@ -105,7 +106,8 @@ const (
 	groupTrials = 3    // to read a list of several pages that is the same twice
 )
 
-// poll asks a server of the deployed kind, as often as the deployed agents do, and returns what it has when that is new, or nothing after the client's wait.
+// poll asks a server of the deployed kind, as often as the deployed agents do, and returns what it has when that is new, or nothing after
+// the client's wait.
 func (g *SecurityGroups) poll(ctx context.Context, s *server, a secgroup.Ask) (secgroup.Update, error) {
 	ask := strings.Join(a.Spaces, ",")
 	same := func(sum secgroup.Digest) bool { return a.Since.Epoch == Polled && a.Sum == sum }
@@ -157,7 +159,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// fetch gets the groups for all containers and for those of some spaces. A list that came in several pages may be torn: it counts when it is the same twice in a row.
+// fetch gets the groups for all containers and for those of some spaces. A list that came in several pages may be torn: it counts when it
+// is the same twice in a row.
 func (g *SecurityGroups) fetch(ctx context.Context, s *server, spaces string) ([]secgroup.Record, error) {
 	var before []secgroup.Record
 	for n := range groupTrials {

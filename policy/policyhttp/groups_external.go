@@ -82,7 +82,8 @@ func (h *external) deleteGroup(w http.ResponseWriter, r *http.Request, c *call) 
 	})
 }
 
-// withGroups reads the body, takes a place, does what is asked and answers. What changes something has a line for the log; once admitted it is finished even if the caller leaves.
+// withGroups reads the body, takes a place, does what is asked and answers. What changes something has a line for the log; once admitted it
+// is finished even if the caller leaves.
 func (h *external) withGroups(w http.ResponseWriter, r *http.Request, c *call, audit *string, do func(ctx context.Context, body []byte) (any, error)) {
 	body, release, ok, err := h.bodies.body(w, r, c.peer(), maxBody)
 	defer release()

@@ -92,8 +92,8 @@ func writeRecords(w http.ResponseWriter, p GroupPage) {
 	w.Write(b)
 }
 
-// watchGroups answers when the security groups of a host differ from those it has, or after the wait. As in watch, what is not needed meanwhile is done in
-// functions that have returned by then.
+// watchGroups answers when the security groups of a host differ from those it has, or after the wait. As in watch, what is not needed
+// meanwhile is done in functions that have returned by then.
 func (h *internal) watchGroups(w http.ResponseWriter, r *http.Request) {
 	peer := peerOf(r)
 	if !h.watchers.enter(w, r, peer) {

@@ -37,7 +37,8 @@ func hold(t testing.TB, s *policysql.Store, list ...secgroup.Record) {
 	}
 }
 
-// TestSecurityGroupsAreSpelledAsDeployed holds the very bytes of the internal API, and that deployed agents can read the text of the rules, which they unquote as Go does.
+// TestSecurityGroupsAreSpelledAsDeployed holds the very bytes of the internal API, and that deployed agents can read the text of the rules,
+// which they unquote as Go does.
 func TestSecurityGroupsAreSpelledAsDeployed(t *testing.T) {
 	a := start(t)
 	rules := `[{"protocol":"tcp","destination":"10.0.0.0/8","ports":"443","type":0,"code":0,"description":"\"</é>\" \\ ` + "\U0001f600" + `\u2028\u0001","log":true}]`

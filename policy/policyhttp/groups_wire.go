@@ -43,8 +43,8 @@ func orNil[T any](list []T) []T {
 	return list
 }
 
-// appendRecord writes a group, with the policy groups that it is bound to only for who knows them. Deployed agents read the text of the rules by Go's strconv.Unquote, which knows
-// neither \/ nor pairs of surrogates: appendString writes neither.
+// appendRecord writes a group, with the policy groups that it is bound to only for who knows them. Deployed agents read the text of the
+// rules by Go's strconv.Unquote, which knows neither \/ nor pairs of surrogates: appendString writes neither.
 func appendRecord(b []byte, r *secgroup.Record, members bool) []byte {
 	b = append(b, `{"guid":`...)
 	b = appendString(b, r.GUID)
@@ -138,7 +138,8 @@ func encodeGroups(u secgroup.Update) []byte {
 	return append(b, `"}`...)
 }
 
-// decodeGroups reads such a body. A list that does not add up to its own seal is fault.Unavailable: it is not complete, and nothing of it may be used.
+// decodeGroups reads such a body. A list that does not add up to its own seal is fault.Unavailable: it is not complete, and nothing of it
+// may be used.
 func decodeGroups(body []byte) (secgroup.Update, error) {
 	var in struct {
 		Revision *revision.Revision `json:"revision"`

@@ -16,8 +16,8 @@ import (
 	"code.cloudfoundry.org/silk/secgroup"
 )
 
-// SecurityGroups keeps security groups beside the policies of a Store, with revisions of the same epoch: it is the secgroup.Feed of policy-server. All of it
-// is read from memory, which follows the database. It is safe for concurrent use.
+// SecurityGroups keeps security groups beside the policies of a Store, with revisions of the same epoch: it is the secgroup.Feed of
+// policy-server. All of it is read from memory, which follows the database. It is safe for concurrent use.
 type SecurityGroups struct {
 	s *Store
 
@@ -92,7 +92,8 @@ func (g *SecurityGroups) poll(ctx context.Context) error {
 	return err
 }
 
-// mend makes the tables, if they are not there, their row, and a new epoch if they had to be made again. The caller has the turn, or nobody else is there yet.
+// mend makes the tables, if they are not there, their row, and a new epoch if they had to be made again. The caller has the turn, or nobody
+// else is there yet.
 func (g *SecurityGroups) mend(ctx context.Context) error {
 	db := g.s.db
 	if _, err := db.Migrate(ctx, groupSchema, groupMigrationFiles()); err != nil {
@@ -219,7 +220,8 @@ func (g *SecurityGroups) sync(ctx context.Context) error {
 	return nil
 }
 
-// follow returns the view after what was read, which is everything or what changed after a counter. It is not ok when v lacks a row that did not change.
+// follow returns the view after what was read, which is everything or what changed after a counter. It is not ok when v lacks a row that
+// did not change.
 func (v *groupView) follow(st *storedGroups, after int64) (*groupView, bool) {
 	if after < 0 {
 		next := newGroupView(st.groupState, st.rows)
@@ -276,7 +278,8 @@ func (g *SecurityGroups) set(v *groupView, at time.Time) {
 	}
 }
 
-// confirmed returns a view that was the database's newest a moment ago. It asks itself first, since whoever has the turn may be busy with a large change.
+// confirmed returns a view that was the database's newest a moment ago. It asks itself first, since whoever has the turn may be busy with a
+// large change.
 func (g *SecurityGroups) confirmed(ctx context.Context) (*groupView, error) {
 	if !g.fresh(maxAge) {
 		start := time.Now()
@@ -337,9 +340,10 @@ func (g *SecurityGroups) List(ctx context.Context) ([]secgroup.Kept, error) {
 	return list, nil
 }
 
-// Page returns groups for all containers and for those of some spaces, at most limit (0: all), beginning where Next of another page says (0: with the first). The pages of a
-// list are of one revision, whichever store of the database is asked for each, and however the groups change meanwhile; when a page is asked for more than two minutes
-// after that revision passed, it is fault.Unavailable: begin again. Any other number is that of the group to begin with, in the newest list.
+// Page returns groups for all containers and for those of some spaces, at most limit (0: all), beginning where Next of another page says
+// (0: with the first). The pages of a list are of one revision, whichever store of the database is asked for each, and however the groups
+// change meanwhile; when a page is asked for more than two minutes after that revision passed, it is fault.Unavailable: begin again. Any
+// other number is that of the group to begin with, in the newest list.
 func (g *SecurityGroups) Page(ctx context.Context, spaces []string, from int64, limit int) (GroupPage, error) {
 	v, err := g.confirmed(ctx)
 	if err != nil {
@@ -375,8 +379,8 @@ func (g *SecurityGroups) Watch(ctx context.Context, a secgroup.Ask) (secgroup.Up
 	return g.WatchFor(ctx, a, g.s.cfg.WatchWait)
 }
 
-// WatchFor is Watch with another limit of the wait. While the database is away it answers from memory what the asker does not have; to one that has everything it says
-// so, at the end of the wait, with fault.Unavailable, and at once to one that comes from another epoch.
+// WatchFor is Watch with another limit of the wait. While the database is away it answers from memory what the asker does not have; to one
+// that has everything it says so, at the end of the wait, with fault.Unavailable, and at once to one that comes from another epoch.
 func (g *SecurityGroups) WatchFor(ctx context.Context, a secgroup.Ask, wait time.Duration) (secgroup.Update, error) {
 	if v, _, _ := g.now(); !a.Since.IsZero() && a.Since.Epoch != v.Epoch {
 		if _, err := g.confirmed(ctx); err != nil {
@@ -427,7 +431,8 @@ func (g *SecurityGroups) Stats() GroupStats {
 	return GroupStats{v.Revision, len(v.rows), len(v.bad), int(g.waiting.Load())}
 }
 
-// write stores what decide makes of the newest groups, as one transaction, and returns the revision at which that holds. Decide may be called more than once.
+// write stores what decide makes of the newest groups, as one transaction, and returns the revision at which that holds. Decide may be
+// called more than once.
 func (g *SecurityGroups) write(ctx context.Context, decide func(v *groupView) (groupChange, error)) (revision.Revision, error) {
 	ctx, cancel := context.WithTimeout(ctx, batchTime)
 	defer cancel()

@@ -158,8 +158,8 @@ type Replaced struct {
 	Added, Changed, Removed int
 }
 
-// Replace makes the groups that follow Cloud Controller those of a list, which must be complete, in one transaction that writes only what differs. Groups of people stay, and so do the
-// members of all. Denied: somebody else follows Cloud Controller by now.
+// Replace makes the groups that follow Cloud Controller those of a list, which must be complete, in one transaction that writes only what
+// differs. Groups of people stay, and so do the members of all. Denied: somebody else follows Cloud Controller by now.
 func (g *SecurityGroups) Replace(ctx context.Context, all Replacement) (Replaced, error) {
 	for _, r := range all.Groups {
 		if err := r.Validate(); err != nil {
@@ -229,8 +229,8 @@ func (g *SecurityGroups) Stamp(ctx context.Context) (string, error) {
 // maxLease is longer than any lease that Hold gives: one that ends later was given by a clock that has gone back since.
 const maxLease = 2 * time.Minute
 
-// Hold makes holder, for a time by the database's clock, the one that follows Cloud Controller, unless another one is. It is called again before that time
-// is over. It reports whether it is.
+// Hold makes holder, for a time by the database's clock, the one that follows Cloud Controller, unless another one is. It is called again
+// before that time is over. It reports whether it is.
 func (g *SecurityGroups) Hold(ctx context.Context, holder string, lease time.Duration) (bool, error) {
 	now := micros[g.s.db.Dialect().Name]
 	var n int64

@@ -11,8 +11,8 @@ import (
 	"code.cloudfoundry.org/silk/secgroup"
 )
 
-// importGroups takes over the table security_groups of a deployed policy-server, once, if there are no groups yet. Without that table there is nothing to
-// do. Its groups follow Cloud Controller, as they did.
+// importGroups takes over the table security_groups of a deployed policy-server, once, if there are no groups yet. Without that table there
+// is nothing to do. Its groups follow Cloud Controller, as they did.
 func (g *SecurityGroups) importGroups(ctx context.Context, source sqldb.Querier, d *deployed) (int, error) {
 	rows, err := d.readSecurityGroups(ctx, source)
 	if sqldb.IsMissing(err) {

@@ -69,8 +69,8 @@ type storedGroups struct {
 	bad     map[string]int64
 }
 
-// readGroups returns the revision and, in one statement and so of the same moment, which groups there are and those that changed after a counter (-1: all). No
-// revision is fault.NotFound.
+// readGroups returns the revision and, in one statement and so of the same moment, which groups there are and those that changed after a
+// counter (-1: all). No revision is fault.NotFound.
 func readGroups(ctx context.Context, q sqldb.Querier, after int64) (*storedGroups, error) {
 	rows, err := q.Query(ctx, `SELECT 0, g.counter, g.next_id, g.imported_at, 0, p.epoch, g.digest, g.cc_stamp, '', '', '' FROM silk_security_revision g, silk_policy_revision p
 			WHERE g.id = 1 AND p.id = 1

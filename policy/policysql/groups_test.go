@@ -148,7 +148,8 @@ func rowVersions(t testing.TB, db *sqldb.DB) map[string]int64 {
 	return all
 }
 
-// TestOneFollowsCloudController holds that of two stores one has the lease, that the other gets it when it ends, and that who lost it replaces nothing.
+// TestOneFollowsCloudController holds that of two stores one has the lease, that the other gets it when it ends, and that who lost it
+// replaces nothing.
 func TestOneFollowsCloudController(t *testing.T) {
 	eachEngine(t, func(t *testing.T, db sqldb.Config) {
 		one, other, raw := open(t, config(db)).SecurityGroups(), open(t, config(db)).SecurityGroups(), connect(t, db)

@@ -107,7 +107,8 @@ type GroupPage struct {
 	Next     int64 // what to ask from for the next part; 0: this is the last
 }
 
-// The parts of GroupPage.Next: the number of a group, and above it the counter of the list's revision, so that all servers of a database know which list it is of.
+// The parts of GroupPage.Next: the number of a group, and above it the counter of the list's revision, so that all servers of a database
+// know which list it is of.
 const (
 	idBits   = 40
 	pageBits = 22

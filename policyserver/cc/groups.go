@@ -18,8 +18,8 @@ import (
 // groupsPage is how many security groups are asked for at once: their rules may be long, and answers are bounded.
 const groupsPage = "200"
 
-// GroupsStamp returns when security groups changed last, in Cloud Controller's words, to be compared with itself only; "" when it is of a kind that does not
-// say. It asks Cloud Controller's internal API.
+// GroupsStamp returns when security groups changed last, in Cloud Controller's words, to be compared with itself only; "" when it is of a
+// kind that does not say. It asks Cloud Controller's internal API.
 func (c *Client) GroupsStamp(ctx context.Context) (string, error) {
 	a, err := c.get(ctx, "/internal/v4/asg_latest_update")
 	if err == nil && a.Status == http.StatusNotFound {

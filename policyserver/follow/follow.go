@@ -1,8 +1,8 @@
-// Package follow keeps policy-server's security groups those of Cloud Controller. Of all policy-servers on a database one does, by a lease in that
-// database; when it ends or is cut off, another one takes over as soon as the lease has passed.
+// Package follow keeps policy-server's security groups those of Cloud Controller. Of all policy-servers on a database one does, by a lease
+// in that database; when it ends or is cut off, another one takes over as soon as the lease has passed.
 //
-// It replaces nothing unless Cloud Controller has shown a list that adds up and did not change while it was read. Whatever goes wrong, what is known stays, and it is
-// tried again. It does not know how Cloud Controller is asked (cc) nor how groups are kept (policysql).
+// It replaces nothing unless Cloud Controller has shown a list that adds up and did not change while it was read. Whatever goes wrong, what
+// is known stays, and it is tried again. It does not know how Cloud Controller is asked (cc) nor how groups are kept (policysql).
 //
 // Use: s := follow.New(source, store, options, log); s.Run(ctx) as a task; s.Status() for metrics.
 package follow
@@ -213,7 +213,8 @@ func (s *Syncer) hold(ctx context.Context, store *policysql.SecurityGroups) (boo
 	return store.Hold(ctx, s.holder, s.o.Lease)
 }
 
-// keep renews the lease while a list is read. When that fails the context it returns ends. end waits until nothing goes on any more, and says what failed.
+// keep renews the lease while a list is read. When that fails the context it returns ends. end waits until nothing goes on any more, and
+// says what failed.
 func (s *Syncer) keep(ctx context.Context, store *policysql.SecurityGroups) (during context.Context, end func() error) {
 	during, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
@@ -286,8 +287,8 @@ func (s *Syncer) replace(ctx context.Context, store *policysql.SecurityGroups, s
 	return nil
 }
 
-// brake returns the groups that a list lacks when they are more than a quarter of more than eight, until lists have lacked so many for a while: to a client that has lost an authority
-// Cloud Controller shows, without any error, the few groups that everybody may see.
+// brake returns the groups that a list lacks when they are more than a quarter of more than eight, until lists have lacked so many for a
+// while: to a client that has lost an authority Cloud Controller shows, without any error, the few groups that everybody may see.
 func (s *Syncer) brake(ctx context.Context, store *policysql.SecurityGroups, all cc.Groups) ([]string, error) {
 	known, err := store.List(ctx)
 	if err != nil {

@@ -233,7 +233,8 @@ func TestAChangeIsKnownWithinTwoSeconds(t *testing.T) {
 	}
 }
 
-// TestNothingIsReplacedByAListInDoubt has Cloud Controller answer in every wrong way; what is known stays, and the right answer is taken when it comes.
+// TestNothingIsReplacedByAListInDoubt has Cloud Controller answer in every wrong way; what is known stays, and the right answer is taken
+// when it comes.
 func TestNothingIsReplacedByAListInDoubt(t *testing.T) {
 	for name, answer := range map[string]func(c *controller, w http.ResponseWriter, r *http.Request) bool{
 		"500": status(500), "429": status(429), "403": status(403), "401": status(401), "404": func(_ *controller, w http.ResponseWriter, r *http.Request) bool {
@@ -309,7 +310,8 @@ func stamped(text string) func(*controller, http.ResponseWriter, *http.Request) 
 	}
 }
 
-// TestAGroupThatCannotBeReadHarmsNoOther holds that it stays as it was, that a rule that is none is left out, and that one which cannot be enforced is passed on as it is.
+// TestAGroupThatCannotBeReadHarmsNoOther holds that it stays as it was, that a rule that is none is left out, and that one which cannot be
+// enforced is passed on as it is.
 func TestAGroupThatCannotBeReadHarmsNoOther(t *testing.T) {
 	c, g := newController(t), openStore(t, testkit.Database(t, sqldb.SQLite))
 	c.set(group("a", "10.0.0.1"), group("b", "10.0.0.2"))
@@ -392,8 +394,8 @@ func TestOwnGroupsStay(t *testing.T) {
 	eventually(t, g, "own=10.9.9.9")
 }
 
-// TestMuchIsRemovedLate has Cloud Controller show few of its groups, as it does to a client that has lost an authority: others are added and changed at once, but what is missing
-// stays until it has been missing for a while.
+// TestMuchIsRemovedLate has Cloud Controller show few of its groups, as it does to a client that has lost an authority: others are added
+// and changed at once, but what is missing stays until it has been missing for a while.
 func TestMuchIsRemovedLate(t *testing.T) {
 	c, g := newController(t), openStore(t, testkit.Database(t, sqldb.SQLite))
 	var all []map[string]any
