@@ -103,6 +103,9 @@ func (c *call) spec() (endpoint.Spec, error) {
 	if !isNull(c.cfg.Metadata) {
 		s.Metadata = c.cfg.Metadata
 	}
+	if !isNull(c.cfg.RuntimeConfig.NetOutRules) {
+		s.NetOut = c.cfg.RuntimeConfig.NetOutRules
+	}
 	var err error
 	if s.Group, err = c.group(); err != nil {
 		return s, err

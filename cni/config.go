@@ -11,6 +11,7 @@ import (
 
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/internal/plainjson"
 )
 
 // config is the network configuration. Keys that are not ours are the runtime's or another plugin's and are passed over.
@@ -31,10 +32,11 @@ type config struct {
 	Metadata      json.RawMessage `json:"metadata"`
 	PrevResult    json.RawMessage `json:"prevResult"`
 	RuntimeConfig struct {
-		IPs          []string          `json:"ips"`
-		PortMappings []json.RawMessage `json:"portMappings"`
-		Bandwidth    json.RawMessage   `json:"bandwidth"`
-		MAC          string            `json:"mac"`
+		IPs          []string        `json:"ips"`
+		PortMappings json.RawMessage `json:"portMappings"`
+		Bandwidth    json.RawMessage `json:"bandwidth"`
+		NetOutRules  json.RawMessage `json:"netOutRules"` // egress rules as Garden writes them; the policy agent reads them
+		MAC          string          `json:"mac"`
 	} `json:"runtimeConfig"`
 
 	// The specification calls the key of GC by the first name, libcni at first by the second.
@@ -121,6 +123,9 @@ func (c *config) validate() error {
 	if !isNull(c.Metadata) && !strings.HasPrefix(string(bytes.TrimSpace(c.Metadata)), "{") {
 		bad("metadata", "is no JSON object")
 	}
+	if !objects(c.RuntimeConfig.NetOutRules) {
+		bad("runtimeConfig.netOutRules", "is no JSON list of objects")
+	}
 	for key, path := range map[string]string{"endpointDir": c.EndpointDir, "datastore": c.Datastore, "subnetFile": c.SubnetFile} {
 		if path != "" && !filepath.IsAbs(path) {
 			bad(key, "is %q: expected an absolute path", path)
@@ -149,6 +154,11 @@ func (c *config) policyRequired() bool {
 
 // isNull reports whether a value is absent or null.
 func isNull(v json.RawMessage) bool { return len(v) == 0 || string(v) == "null" }
+
+// objects reports whether a value is absent, null or a list of JSON objects.
+func objects(v json.RawMessage) bool {
+	return isNull(v) || plainjson.Elements(v, func(e []byte) bool { return e[0] == '{' })
+}
 
 // requested returns the address that the runtime asks for, zero for any: from the capability "ips" or from CNI_ARGS.
 func (c *call) requested() (netip.Addr, error) {
@@ -197,20 +207,12 @@ func (c *config) unsupported() error {
 		return &failure{code: codeUnsupported, msg: fmt.Sprintf("unsupported field runtimeConfig.%s: %s", key, value), hint: "take the capability out of silk-cni's configuration and add a plugin that has it to the list"}
 	}
 	switch {
-	case len(r.PortMappings) > 0:
-		return refuse("portMappings", bytes.Join(asBytes(r.PortMappings), []byte(",")))
+	case !isNull(r.PortMappings) && string(r.PortMappings) != "[]":
+		return refuse("portMappings", r.PortMappings)
 	case !isNull(r.Bandwidth) && string(r.Bandwidth) != "{}":
 		return refuse("bandwidth", r.Bandwidth)
 	case r.MAC != "":
 		return refuse("mac", r.MAC)
 	}
 	return nil
-}
-
-func asBytes(list []json.RawMessage) [][]byte {
-	out := make([][]byte, len(list))
-	for i, v := range list {
-		out[i] = v
-	}
-	return out
 }

@@ -34,7 +34,7 @@ func (c *config) plain(input []byte) bool {
 		case "cni.dev/attachments":
 			c.Valid2 = v
 		case "runtimeConfig":
-			return isNull(v) || plainjson.Each(v, func(name string, _ []byte) bool { return !alike(name, "ips", "portMappings", "bandwidth", "mac") })
+			return isNull(v) || plainjson.Each(v, c.plainRuntime)
 		default:
 			if p, ok := texts[name]; ok {
 				return text(v, p)
@@ -43,6 +43,21 @@ func (c *config) plain(input []byte) bool {
 		}
 		return true
 	})
+}
+
+// plainRuntime reads a member of runtimeConfig.
+func (c *config) plainRuntime(name string, v []byte) bool {
+	switch name {
+	case "portMappings":
+		c.RuntimeConfig.PortMappings = v
+	case "bandwidth":
+		c.RuntimeConfig.Bandwidth = v
+	case "netOutRules":
+		c.RuntimeConfig.NetOutRules = v
+	default:
+		return !alike(name, "ips", "portMappings", "bandwidth", "netOutRules", "mac")
+	}
+	return true
 }
 
 // configKeys are the keys of a configuration that are ours.

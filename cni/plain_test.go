@@ -11,6 +11,7 @@ import (
 // What is read without encoding/json must be what encoding/json would have read.
 func FuzzPlain(f *testing.F) {
 	f.Add(`{"cniVersion":"1.0.0","name":"silk","type":"silk-cni","daemonPort":23954,"mtu":null,"metadata": {"policy_group_id":"a"} ,"runtimeConfig":{"aliases":{}},"capabilities":{"ips":true}}`)
+	f.Add(`{"name":"silk","runtimeConfig":{"portMappings":[{"host_port":1}],"netOutRules": [ {} ] ,"bandwidth":null},"runtimeConfig":{"netOutRules":null}}`)
 	f.Add(`{"overlay_subnet":"10.255.30.0/24","overlay_network":"10.255.0.0/16","mtu":1450,"vtep":"silk-vtep","status":"ready"}`)
 	f.Add(`{"policy_group_id":"a","policy_group_id":null,"Name":"b","MTU":1,"STATUS":""}`)
 	f.Add(`{"name":"a","name":null,"mtu":1.0,"runtimeConfig":{"ips":["10.255.30.9"]},"prevResult":null}`)

@@ -33,6 +33,7 @@ type Spec struct {
 	Group    string          // policy group
 	Metadata json.RawMessage // a JSON object or nothing
 	PortMaps []PortMap
+	NetOut   json.RawMessage // a JSON list of egress rules, or nothing, which is not an empty list
 }
 
 // Attach gives the container its interface, address, routes and record, in the host namespace of the calling thread. If the
@@ -209,6 +210,8 @@ func (r Record) differs(s Spec, id kernel.NSID) string {
 		return fmt.Sprintf("address (%v)", r.Address())
 	case !slices.Equal(r.PortMaps, s.PortMaps):
 		return "set of port mappings"
+	case !bytes.Equal(r.NetOut, compact(s.NetOut)):
+		return "list of egress rules"
 	}
 	return ""
 }

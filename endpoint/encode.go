@@ -30,7 +30,7 @@ func encode(r Record) ([]byte, error) {
 // plain is encode for a record that is plain JSON; false when it is not. The first use of encoding/json costs more than all that
 // is done with a record's file.
 func (r Record) plain() ([]byte, bool) {
-	if len(r.PortMaps) > 0 || r.Limits != nil || r.NetOut != nil || r.MTU < 0 || !r.Subnet.IsValid() || !r.Subnet.Addr().Is4() || len(r.Addresses) == 0 {
+	if len(r.PortMaps) > 0 || r.Limits != nil || r.MTU < 0 || !r.Subnet.IsValid() || !r.Subnet.Addr().Is4() || len(r.Addresses) == 0 {
 		return nil, false
 	}
 	var w plainjson.Writer
@@ -61,6 +61,9 @@ func (r Record) plain() ([]byte, bool) {
 	w.Text("policy_group", r.Group)
 	if len(r.Metadata) > 0 {
 		w.Raw("metadata", r.Metadata)
+	}
+	if len(r.NetOut) > 0 {
+		w.Raw("net_out", r.NetOut)
 	}
 	w.Text("device", r.Device)
 	w.Text("host_mac", r.HostMAC.String())

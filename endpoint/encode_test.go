@@ -25,14 +25,35 @@ func TestTheUsualRecordIsPlain(t *testing.T) {
 	}
 }
 
+// TestNetOutIsKept: a list without rules is not the absence of a list.
+func TestNetOutIsKept(t *testing.T) {
+	for in, want := range map[string]string{"": "", "[]": "[]", "[ { \"protocol\": 1, \"networks\": [] } ]": `[{"protocol":1,"networks":[]}]`} {
+		r := usual()
+		if in != "" {
+			r.NetOut = json.RawMessage(in)
+		}
+		if _, ok := r.plain(); !ok {
+			t.Errorf("a record with egress rules %q is not plain", in)
+		}
+		b, err := encode(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := decode(bytes.NewReader(b), entry{file: r.Key.file(r.Addresses)})
+		if err != nil || string(got.NetOut) != want || (got.NetOut == nil) != (in == "") {
+			t.Errorf("egress rules %q came back as %q, %v", in, got.NetOut, err)
+		}
+	}
+}
+
 // What is written without encoding/json must be what encoding/json would have written.
 func FuzzPlainRecord(f *testing.F) {
-	f.Add("silk", "c1", "/run/netns/c1", "app", []byte(`{"policy_group_id":"app"}`), []byte{10, 255, 30, 2}, 32, 1450)
-	f.Add("silk", "c1", "/proc/1/ns/net", "<app>", []byte(` { } `), []byte{}, 24, -1)
-	f.Add("silk", "c1", "", "ä", []byte(`{"a":"<&>"}`), make([]byte, 16), 129, 1450)
-	f.Fuzz(func(t *testing.T, network, container, path, group string, metadata, addr []byte, bits, mtu int) {
+	f.Add("silk", "c1", "/run/netns/c1", "app", []byte(`{"policy_group_id":"app"}`), []byte(`[{"protocol": 1}]`), []byte{10, 255, 30, 2}, 32, 1450)
+	f.Add("silk", "c1", "/proc/1/ns/net", "<app>", []byte(` { } `), []byte(`[]`), []byte{}, 24, -1)
+	f.Add("silk", "c1", "", "ä", []byte(`{"a":"<&>"}`), []byte(nil), make([]byte, 16), 129, 1450)
+	f.Fuzz(func(t *testing.T, network, container, path, group string, metadata, netOut, addr []byte, bits, mtu int) {
 		r := usual()
-		r.Network, r.Container, r.Path, r.Group, r.Metadata, r.MTU = network, container, path, group, metadata, mtu
+		r.Network, r.Container, r.Path, r.Group, r.Metadata, r.NetOut, r.MTU = network, container, path, group, metadata, netOut, mtu
 		a, _ := netip.AddrFromSlice(addr)
 		if r.Requested = a; bits&1 == 1 {
 			r.Subnet = netip.PrefixFrom(a, bits)

@@ -65,10 +65,11 @@ func TestAttachAgain(t *testing.T) {
 		t.Errorf("the second result differs (-first +second):\n%s", diff)
 	}
 	for name, change := range map[string]func(*endpoint.Spec){
-		"network namespace": func(s *endpoint.Spec) { s.Namespace = newNS(t) },
-		"policy group":      func(s *endpoint.Spec) { s.Group = "other" },
-		"metadata":          func(s *endpoint.Spec) { s.Metadata = json.RawMessage(`{"app_id":"b"}`) },
-		"address":           func(s *endpoint.Spec) { s.Requested = netip.MustParseAddr("10.255.30.77") },
+		"network namespace":    func(s *endpoint.Spec) { s.Namespace = newNS(t) },
+		"policy group":         func(s *endpoint.Spec) { s.Group = "other" },
+		"metadata":             func(s *endpoint.Spec) { s.Metadata = json.RawMessage(`{"app_id":"b"}`) },
+		"address":              func(s *endpoint.Spec) { s.Requested = netip.MustParseAddr("10.255.30.77") },
+		"list of egress rules": func(s *endpoint.Spec) { s.NetOut = json.RawMessage(`[]`) },
 		"set of port mappings": func(s *endpoint.Spec) {
 			s.PortMaps = []endpoint.PortMap{{HostPort: 1, ContainerPort: 2, Protocol: "tcp"}}
 		},
