@@ -107,6 +107,9 @@ func (c *call) spec() (endpoint.Spec, error) {
 		s.NetOut = c.cfg.RuntimeConfig.NetOutRules
 	}
 	var err error
+	if s.PortMaps, err = c.cfg.portMaps(); err != nil {
+		return s, failed("read port mappings", err)
+	}
 	if s.Group, err = c.group(); err != nil {
 		return s, err
 	}

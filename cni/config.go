@@ -207,8 +207,6 @@ func (c *config) unsupported() error {
 		return &failure{code: codeUnsupported, msg: fmt.Sprintf("unsupported field runtimeConfig.%s: %s", key, value), hint: "take the capability out of silk-cni's configuration and add a plugin that has it to the list"}
 	}
 	switch {
-	case !isNull(r.PortMappings) && string(r.PortMappings) != "[]":
-		return refuse("portMappings", r.PortMappings)
 	case !isNull(r.Bandwidth) && string(r.Bandwidth) != "{}":
 		return refuse("bandwidth", r.Bandwidth)
 	case r.MAC != "":

@@ -36,10 +36,11 @@ func (d *daemon) converge(ctx context.Context) error {
 	terr := tuneHost(d.sysctls, s.Lease.Subnet)
 	aside, cancel := context.WithTimeout(ctx, countAside)
 	defer cancel()
+	perr := d.restorePorts(aside)
 	c := d.seen.count(aside)
 
 	d.mu.Lock()
-	d.now.report, d.now.convergeError, d.now.tuneError = report, errors.Join(err, nerr), terr
+	d.now.report, d.now.convergeError, d.now.tuneError = report, errors.Join(err, nerr, perr), terr
 	if report.Full {
 		d.now.looked = time.Now()
 	}
@@ -56,7 +57,19 @@ func (d *daemon) converge(ctx context.Context) error {
 	if terr != nil && (was.tuneError == nil || was.tuneError.Error() != terr.Error()) {
 		d.log.Error("sysctls could not be set", "error", terr)
 	}
-	return errors.Join(err, nerr)
+	return errors.Join(err, nerr, perr)
+}
+
+// restorePorts puts back what somebody took away of the containers' port maps.
+func (d *daemon) restorePorts(ctx context.Context) error {
+	if d.reaper.Dir == nil {
+		return nil
+	}
+	n, err := d.reaper.Dir.RestorePorts(ctx)
+	if n > 0 {
+		d.log.Info("port maps restored", "changed", n)
+	}
+	return err
 }
 
 // reachable returns to how many other hosts a pass has made paths.

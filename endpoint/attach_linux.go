@@ -114,7 +114,7 @@ func (s *Spec) validate() error {
 	case s.Requested.IsValid() && !s.Requested.Is4():
 		return fault.Invalidf("requested address %v: expected an IPv4 address", s.Requested)
 	}
-	return nil
+	return validPorts(s.PortMaps)
 }
 
 // attach wires the endpoint that h holds. again tells that its record was of no use and is gone.
@@ -127,6 +127,9 @@ func (d *Dir) attach(host *kernel.Conn, h *hold, ix indexes, s Spec, id kernel.N
 		case err != nil:
 			return Record{}, false, err
 		case whole:
+			if err := d.edge(host, h.record); err != nil {
+				return Record{}, false, err
+			}
 			return h.record, false, run(more, h.record)
 		}
 		now, err := routed(host, h.record.Address())
@@ -139,6 +142,9 @@ func (d *Dir) attach(host *kernel.Conn, h *hold, ix indexes, s Spec, id kernel.N
 		ix = now.ix
 	}
 	err = d.wire(host, h.record, ix, s.Namespace)
+	if err == nil {
+		err = d.edge(host, h.record)
+	}
 	if err == nil {
 		err = run(more, h.record)
 	}

@@ -47,6 +47,11 @@ func (d *Dir) Check(k Key, ns *kernel.NS) (Record, []Difference, error) {
 	if err != nil {
 		return r, nil, err
 	}
+	more, err := r.edgeDifferences()
+	if err != nil {
+		return r, nil, err
+	}
+	diffs = append(diffs, more...)
 	if id, err := ns.ID(); err != nil {
 		return r, nil, err
 	} else if id != r.Namespace {

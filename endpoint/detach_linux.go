@@ -39,7 +39,7 @@ func (d *Dir) Detach(ctx context.Context, k Key, ns *kernel.NS, more func(Record
 			if again {
 				continue
 			}
-			if err := flush(r); err != nil {
+			if err := errors.Join(r.unmapPorts(false), flush(r)); err != nil {
 				return err
 			}
 			return run(more, r)
@@ -72,6 +72,9 @@ func (d *Dir) tidy(ctx context.Context) error {
 
 // erase removes what the held record stands for and, when all of that is gone, the record.
 func (d *Dir) erase(host *kernel.Conn, h *hold, more func(Record) error) error {
+	if err := h.record.unmapPorts(h.damaged == nil); err != nil {
+		return err
+	}
 	if err := unwire(host, h.record.Device); err != nil {
 		return err
 	}

@@ -29,6 +29,7 @@ const (
 	bootFile   = ".boot"   // the id of the boot that the records belong to
 	sysctlDir  = ".sysctl" // kernel.Sysctls
 	cursorFile = ".cursor-"
+	portFile   = ".ports" // which ports of the host lead to which endpoint
 	tempFile   = ".tmp-"
 )
 
@@ -243,7 +244,7 @@ func (d *Dir) renew(volatile bool) error {
 // ours reports whether a file is void after a reboot. The directory may have been somebody else's before it was ours.
 func ours(file string) bool {
 	_, record := parseName(file)
-	return record || file == sysctlDir || strings.HasPrefix(file, tempFile) || strings.HasPrefix(file, cursorFile)
+	return record || file == sysctlDir || file == portFile || strings.HasPrefix(file, tempFile) || strings.HasPrefix(file, cursorFile)
 }
 
 // replace writes a file atomically. Records are not made durable: after a crash of the machine they are void.

@@ -30,7 +30,7 @@ func encode(r Record) ([]byte, error) {
 // plain is encode for a record that is plain JSON; false when it is not. The first use of encoding/json costs more than all that
 // is done with a record's file.
 func (r Record) plain() ([]byte, bool) {
-	if len(r.PortMaps) > 0 || r.Limits != nil || r.MTU < 0 || !r.Subnet.IsValid() || !r.Subnet.Addr().Is4() || len(r.Addresses) == 0 {
+	if r.MTU < 0 || !r.Subnet.IsValid() || !r.Subnet.Addr().Is4() || len(r.Addresses) == 0 {
 		return nil, false
 	}
 	var w plainjson.Writer
@@ -62,8 +62,8 @@ func (r Record) plain() ([]byte, bool) {
 	if len(r.Metadata) > 0 {
 		w.Raw("metadata", r.Metadata)
 	}
-	if len(r.NetOut) > 0 {
-		w.Raw("net_out", r.NetOut)
+	if !r.plainEdge(&w) {
+		return nil, false
 	}
 	w.Text("device", r.Device)
 	w.Text("host_mac", r.HostMAC.String())
@@ -72,4 +72,41 @@ func (r Record) plain() ([]byte, bool) {
 	w.End('}')
 	b, ok := w.Bytes()
 	return append(b, '\n'), ok
+}
+
+// plainEdge writes what the runtime may ask for beside an address; false when it is not plain.
+func (r Record) plainEdge(w *plainjson.Writer) bool {
+	if len(r.PortMaps) > 0 {
+		w.Begin("port_maps", '[')
+		for _, m := range r.PortMaps {
+			w.Begin("", '{')
+			if m.HostIP.IsValid() {
+				if !m.HostIP.Is4() {
+					return false
+				}
+				w.Text("host_ip", m.HostIP.String())
+			}
+			w.Uint("host_port", uint64(m.HostPort))
+			w.Uint("container_port", uint64(m.ContainerPort))
+			w.Text("protocol", m.Protocol)
+			w.End('}')
+		}
+		w.End(']')
+	}
+	if len(r.NetOut) > 0 {
+		w.Raw("net_out", r.NetOut)
+	}
+	if l := r.Limits; l != nil {
+		w.Begin("limits", '{')
+		for _, v := range []struct {
+			name  string
+			value uint64
+		}{{"ingress_rate", l.IngressRate}, {"ingress_burst", l.IngressBurst}, {"egress_rate", l.EgressRate}, {"egress_burst", l.EgressBurst}} {
+			if v.value != 0 {
+				w.Uint(v.name, v.value)
+			}
+		}
+		w.End('}')
+	}
+	return true
 }

@@ -55,6 +55,10 @@ func FuzzPlainRecord(f *testing.F) {
 		r := usual()
 		r.Network, r.Container, r.Path, r.Group, r.Metadata, r.NetOut, r.MTU = network, container, path, group, metadata, netOut, mtu
 		a, _ := netip.AddrFromSlice(addr)
+		for i := range min(bits&3, len(addr)) {
+			r.PortMaps = append(r.PortMaps, PortMap{HostIP: a, HostPort: uint16(mtu), ContainerPort: uint16(i), Protocol: group})
+			r.Limits = &Limits{IngressRate: uint64(i), EgressBurst: uint64(mtu)}
+		}
 		if r.Requested = a; bits&1 == 1 {
 			r.Subnet = netip.PrefixFrom(a, bits)
 			r.Addresses = append(r.Addresses, r.Subnet)

@@ -58,7 +58,7 @@ type PortMap struct {
 	HostIP        netip.Addr `json:"host_ip,omitzero"` // zero: every address of the host
 	HostPort      uint16     `json:"host_port"`
 	ContainerPort uint16     `json:"container_port"`
-	Protocol      string     `json:"protocol"` // "tcp" or "udp"
+	Protocol      string     `json:"protocol"` // "tcp", "udp" or "sctp"
 }
 
 // Limits bounds the container's traffic. Rates are bits a second, bursts bits; 0 is no limit.

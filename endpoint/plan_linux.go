@@ -105,10 +105,13 @@ func link(b *kernel.Batch, name string, mac []byte, mtu int) {
 }
 
 // strict appends the reverse path filter: what comes in must be routed back the same way.
-func strict(b *kernel.Batch) {
+func strict(b *kernel.Batch) { conf(b, devconfRPFilter, 1) }
+
+// conf appends a sysctl of a device's (net.ipv4.conf).
+func conf(b *kernel.Batch, key uint16, value uint32) {
 	b.Nest(unix.IFLA_AF_SPEC, func() {
 		b.Nest(unix.AF_INET, func() {
-			b.Nest(iflaInetConf, func() { b.Uint32(devconfRPFilter, 1) })
+			b.Nest(iflaInetConf, func() { b.Uint32(key, value) })
 		})
 	})
 }

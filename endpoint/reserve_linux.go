@@ -148,6 +148,9 @@ func (d *Dir) create(host *kernel.Conn, s Spec, id kernel.NSID, list listing) (*
 		return nil, ix, err
 	}
 	r := s.record(id, a)
+	if err := d.claim(r, list); err != nil {
+		return nil, ix, err
+	}
 	h := &hold{entry: entry{r.Key.file(r.Addresses), r.Key, []netip.Addr{a}}, record: r, fresh: true}
 	if h.f, err = d.write(h.file, r); err != nil {
 		return nil, ix, fmt.Errorf("record endpoint %v: %w", s.Key, err)

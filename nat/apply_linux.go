@@ -49,7 +49,11 @@ func encode(changes []change) *kernel.Batch {
 func big(b *kernel.Batch, typ uint16, v uint32) { b.Attr(typ, binary.BigEndian.AppendUint32(nil, v)) }
 
 func addSet(b *kernel.Batch, name string) {
-	request(b, unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE|unix.NLM_F_EXCL, Table, name)
+	addSetFlags(b, name, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+}
+
+func addSetFlags(b *kernel.Batch, name string, flags int) {
+	request(b, unix.NFT_MSG_NEWSET, flags, Table, name)
 	big(b, unix.NFTA_SET_FLAGS, unix.NFT_SET_INTERVAL)
 	big(b, unix.NFTA_SET_KEY_TYPE, typeIPv4)
 	big(b, unix.NFTA_SET_KEY_LEN, 4)

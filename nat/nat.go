@@ -124,7 +124,15 @@ func Explain(ctx context.Context, ns *kernel.NS, c Config) ([]string, error) {
 
 // Remove takes the chain and the sets away, and the table if nothing else is in it. What is not there is no error.
 func Remove(ctx context.Context, ns *kernel.NS) error {
-	_, err := converge(ctx, ns, planRemoval, true)
+	conn, err := kernel.DialNetfilter(ns)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := removePorts(ctx, conn); err != nil {
+		return fmt.Errorf("remove port maps: %w", err)
+	}
+	_, err = converge(ctx, ns, planRemoval, true)
 	return err
 }
 

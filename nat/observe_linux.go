@@ -191,6 +191,11 @@ func isOurSet(body []byte) bool {
 
 // isOurChain reports whether a chain is declared as chainDeclaration.
 func isOurChain(body []byte) bool {
+	return isBaseChain(body, "nat", unix.NF_INET_POST_ROUTING, postroutingPriority)
+}
+
+// isBaseChain reports whether a chain is declared as a base chain with the policy accept.
+func isBaseChain(body []byte, kind string, at uint32, order int32) bool {
 	typ, policy, hook, priority := "", uint32(0), ^uint32(0), uint32(0)
 	for t, v := range nfAttrs(body) {
 		switch t {
@@ -209,5 +214,5 @@ func isOurChain(body []byte) bool {
 			}
 		}
 	}
-	return typ == "nat" && policy == nfAccept && hook == unix.NF_INET_POST_ROUTING && priority == postroutingPriority
+	return typ == kind && policy == nfAccept && hook == at && int32(priority) == order
 }

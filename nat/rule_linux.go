@@ -21,7 +21,7 @@ type expression struct {
 type attr struct {
 	typ   uint16
 	value []byte
-	data  bool // value is wrapped in NFTA_DATA_VALUE
+	data  uint16 // what value is wrapped in (NFTA_DATA_*), 0 for nothing
 }
 
 func num(typ uint16, v uint32) attr {
@@ -37,7 +37,7 @@ func load(key uint32) expression {
 }
 
 func compare(op uint32, value []byte) expression {
-	return expression{"cmp", []attr{num(unix.NFTA_CMP_SREG, register), num(unix.NFTA_CMP_OP, op), {unix.NFTA_CMP_DATA, value, true}}}
+	return expression{"cmp", []attr{num(unix.NFTA_CMP_SREG, register), num(unix.NFTA_CMP_OP, op), {unix.NFTA_CMP_DATA, value, unix.NFTA_DATA_VALUE}}}
 }
 
 // Offsets of the addresses in an IPv4 header.
@@ -86,10 +86,13 @@ func (e expression) encode(b *kernel.Batch) {
 		b.String(unix.NFTA_EXPR_NAME, e.name)
 		b.Nest(unix.NFTA_EXPR_DATA|unix.NLA_F_NESTED, func() {
 			for _, a := range e.attrs {
-				if a.data {
-					b.Nest(a.typ|unix.NLA_F_NESTED, func() { b.Attr(unix.NFTA_DATA_VALUE, a.value) })
-				} else {
+				switch a.data {
+				case 0:
 					b.Attr(a.typ, a.value)
+				case unix.NFTA_DATA_VALUE:
+					b.Nest(a.typ|unix.NLA_F_NESTED, func() { b.Attr(unix.NFTA_DATA_VALUE, a.value) })
+				default:
+					b.Nest(a.typ|unix.NLA_F_NESTED, func() { b.Attr(a.data|unix.NLA_F_NESTED, a.value) })
 				}
 			}
 		})
@@ -112,6 +115,9 @@ func (e expression) is(body []byte) bool {
 	if name != e.name {
 		return false
 	}
+	if name == "counter" { // whatever it has counted
+		return true
+	}
 	seen := map[uint16]bool{}
 	for t, v := range kernel.Attrs(data) {
 		seen[t] = true
@@ -132,9 +138,9 @@ func (e expression) allows(typ uint16, v []byte) bool {
 		if a.typ != typ {
 			continue
 		}
-		if a.data {
+		if a.data != 0 {
 			for t, w := range kernel.Attrs(v) {
-				return t == unix.NFTA_DATA_VALUE && bytes.Equal(w, a.value)
+				return t == a.data && bytes.Equal(w, a.value)
 			}
 			return false
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 
 	"code.cloudfoundry.org/silk/internal/kernel"
@@ -39,6 +40,11 @@ func Watch(ctx context.Context, ns *kernel.NS, changed func()) error {
 	}
 }
 
+// isPortSet reports whether a set is of port maps. Containers come with them, and nobody is to be woken for that.
+func isPortSet(name string) bool {
+	return slices.ContainsFunc(portSets, func(x portSet) bool { return x.name == name })
+}
+
 // concerns reports whether a notification is about the table itself or about what is ours in it.
 func concerns(m kernel.Message) bool {
 	if m.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Body) < 4 || m.Body[0] != unix.NFPROTO_INET {
@@ -52,12 +58,13 @@ func concerns(m kernel.Message) bool {
 		name = unix.NFTA_CHAIN_NAME
 	}
 	table, ours := "", name == 0
+	added := m.Type&0xff == unix.NFT_MSG_NEWSETELEM
 	for t, v := range nfAttrs(m.Body) {
 		switch t {
 		case 1:
 			table = kernel.Text(v)
 		case name:
-			ours = strings.HasPrefix(kernel.Text(v), prefix)
+			ours = strings.HasPrefix(kernel.Text(v), prefix) && !(added && isPortSet(kernel.Text(v)))
 		}
 	}
 	return table == Table && ours

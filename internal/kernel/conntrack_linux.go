@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -206,4 +207,60 @@ func tupleSource(tuple []byte) netip.Addr {
 		}
 	}
 	return netip.Addr{}
+}
+
+// ForgetTo makes the kernel forget the connections of a protocol (IPPROTO_*) that began at the port of an address that chosen wants. It asks
+// for those of that port, which kernels before 5.8 answer with all.
+func (t *Conntrack) ForgetTo(protocol uint8, port uint16, chosen func(netip.Addr) (bool, error)) error {
+	if t == nil {
+		return nil
+	}
+	var flows []Flow
+	for _, filtered := range []bool{true, false} {
+		var b Batch
+		b.Add(ctGet, 0, ctHeader)
+		if filtered {
+			b.portFilter(protocol, port)
+		}
+		var failed error
+		err := t.c.Dump(&b, func() { flows, failed = nil, nil }, func(m Message) error {
+			f, ok := parseFlow(m.Body)
+			if !ok || f.Protocol != protocol {
+				return nil
+			}
+			_, to, _ := parseTuple(f.original)
+			if to.Port() != port {
+				return nil
+			}
+			is, err := chosen(to.Addr())
+			if failed = errors.Join(failed, err); is {
+				f.original, f.id, f.zone = bytes.Clone(f.original), bytes.Clone(f.id), bytes.Clone(f.zone)
+				flows = append(flows, f)
+			}
+			return nil
+		})
+		if filtered && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)) {
+			continue
+		}
+		if err := errors.Join(err, failed); err != nil {
+			return fmt.Errorf("list connections to port %d: %w", port, err)
+		}
+		break
+	}
+	return t.Forget(flows)
+}
+
+// portFilter restricts a request to entries of a protocol that began at a port.
+func (b *Batch) portFilter(protocol uint8, port uint16) {
+	const flags = 1<<3 | 1<<5 // CTA_FILTER_F_CTA_PROTO_NUM, _PROTO_DST_PORT
+	b.Nest(ctaTupleOrig|unix.NLA_F_NESTED, func() {
+		b.Nest(ctaTupleProto|unix.NLA_F_NESTED, func() {
+			b.Uint8(ctaProtoNum, protocol)
+			b.Uint16BE(ctaDst, port)
+		})
+	})
+	b.Nest(ctaFilter|unix.NLA_F_NESTED, func() {
+		b.Uint32(ctaFilterOrig, flags)
+		b.Uint32(ctaFilterRe, 0)
+	})
 }
