@@ -16,7 +16,8 @@ import (
 //	               to a container here: established, or the tag is put on it and it is judged at once
 //	               to another host (from-TAG-away): the tag is put on it (to-overlay)
 //	               to anything else: no VXLAN, nothing that belongs in the overlay (to-outside)
-//	             all else by others
+//	             all else by others: to a container only what answers, and what a port map of the host led there. That is known by the
+//	             connection and by where its packets come in, not by a mark
 //	destinations the address finds to-TAG of its group; there (tag, protocol, port) is looked up, in the first place for streams that
 //	             are known, if without answers. Without policy it finds to-any
 //	streams      the same for what a container sends in a connection that bears its own tag: known-TAG looks into the same set with the tag
@@ -157,6 +158,8 @@ func (f frame) chains() []chain {
 		newChain(chainOthers, noHook,
 			// iifname "s-*" goto refuse-unknown-source
 			newRule(iifname(containers), refuse(UnknownSource)),
+			// oifname "s-*" ct status dnat accept
+			newRule(oifname(containers), isMapped(), accept()),
 			// oifname "s-*" ct state ! established,related goto refuse-from-outside
 			newRule(oifname(containers), notEstablished(), refuse(FromOutside)),
 			// oifname "silk-vtep" meta mark set meta mark & 0xffff0000

@@ -140,6 +140,12 @@ func isEstablished() part {
 
 func related() part { return part{"ct state related", ctState(expr.CmpOpNeq, stateRelated)} }
 
+// isMapped is true of a packet in a connection whose destination was translated (linux/netfilter/nf_conntrack_common.h: IPS_DST_NAT).
+func isMapped() part {
+	const statusDNAT = 1 << 5
+	return part{"ct status dnat", []expr.Any{&expr.Ct{Key: expr.CtKeySTATUS, Register: reg1}, and(reg1, statusDNAT, 0), compare(expr.CmpOpNeq, 0, 0, 0, 0)}}
+}
+
 func notEstablished() part {
 	return part{"ct state ! established,related", ctState(expr.CmpOpEq, stateEstablished|stateRelated)}
 }
