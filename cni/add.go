@@ -110,6 +110,9 @@ func (c *call) spec() (endpoint.Spec, error) {
 	if s.PortMaps, err = c.cfg.portMaps(); err != nil {
 		return s, failed("read port mappings", err)
 	}
+	if s.Limits, err = c.cfg.limits(); err != nil {
+		return s, failed("read limits", err)
+	}
 	if s.Group, err = c.group(); err != nil {
 		return s, err
 	}

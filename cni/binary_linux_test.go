@@ -121,14 +121,27 @@ func rounds(t *testing.T) int {
 	return n
 }
 
+// edge is what a configuration may ask for beside an address.
+var edge = []any{"runtimeConfig", map[string]any{
+	"portMappings": []any{map[string]any{"hostPort": 8080, "containerPort": 80, "protocol": "TCP"}, map[string]any{"Host_Port": 5300, "container_port": 53, "protocol": "udp", "hostIP": "10.0.16.15"}},
+	"bandwidth":    map[string]int{"ingressRate": 8000000, "ingressBurst": 160000, "egressRate": 8000000, "egressBurst": 160000},
+	"netOutRules":  []any{},
+}}
+
 // TestKilledAtRandomInstants kills ADD and DEL, then lets DEL or GC clean up, then compares everything with the start.
 func TestKilledAtRandomInstants(t *testing.T) {
+	t.Run("plain", func(t *testing.T) { killAtRandom(t) })
+	t.Run("edge", func(t *testing.T) { killAtRandom(t, edge...) })
+}
+
+func killAtRandom(t *testing.T, more ...any) {
 	h := newHost(t)
 	store := filepath.Join(h.dir, "store.json")
-	cfg := h.config("datastore", store)
+	more = append([]any{"datastore", store}, more...)
+	cfg := h.config(more...)
 	c := h.container("c1")
-	h.add(c, "datastore", store) // what stays after a DEL (translation, sysctls) is there from here on
-	h.del(c, "datastore", store)
+	h.add(c, more...) // what stays after a DEL (translation, sysctls) is there from here on
+	h.del(c, more...)
 	hostBefore, insideBefore, filesBefore := h.dump(), inside(c), h.files()
 	takes := map[string]time.Duration{} // at least
 	for range 5 {
@@ -207,7 +220,7 @@ func (h *host) files() string {
 	h.t.Helper()
 	var out strings.Builder
 	err := filepath.WalkDir(h.dir, func(path string, d os.DirEntry, err error) error {
-		if err != nil || d.IsDir() || strings.HasPrefix(d.Name(), "netns-") || strings.HasPrefix(d.Name(), ".cursor-") {
+		if err != nil || d.IsDir() || strings.HasPrefix(d.Name(), "netns-") || strings.HasPrefix(d.Name(), ".cursor-") || d.Name() == ".ports" {
 			return err
 		}
 		b, err := os.ReadFile(path)

@@ -29,6 +29,8 @@ type config struct {
 	PolicyTimeout int             `json:"policy_timeout_seconds"` // of the wait for the agent; default 5
 	PolicyGroup   string          `json:"policy_group"`           // template, see group
 	NoMasquerade  string          `json:"no_masquerade_cidr_range"`
+	Rate          int             `json:"rate"`  // kilobits (of 1024) a second, in each direction; 0: no limit
+	Burst         int             `json:"burst"` // kilobits
 	Metadata      json.RawMessage `json:"metadata"`
 	PrevResult    json.RawMessage `json:"prevResult"`
 	RuntimeConfig struct {
@@ -123,6 +125,11 @@ func (c *config) validate() error {
 	if !isNull(c.Metadata) && !strings.HasPrefix(string(bytes.TrimSpace(c.Metadata)), "{") {
 		bad("metadata", "is no JSON object")
 	}
+	for key, v := range map[string]int{"rate": c.Rate, "burst": c.Burst} {
+		if v < 0 || v > maxKilobits {
+			bad(key, "is %d: expected 0 to %d kilobits", v, maxKilobits)
+		}
+	}
 	if !objects(c.RuntimeConfig.NetOutRules) {
 		bad("runtimeConfig.netOutRules", "is no JSON list of objects")
 	}
@@ -139,6 +146,9 @@ var defaultAgent = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 87
 
 // maxPolicyTimeout leaves an operation time for the rest, in seconds.
 const maxPolicyTimeout = 50
+
+// maxKilobits bounds rate and burst.
+const maxKilobits = 1 << 35
 
 // The limits of an MTU are IPv4's.
 const (
@@ -202,15 +212,8 @@ func parseArgs(s string) (map[string]string, error) {
 
 // unsupported refuses what a runtime may ask of a plugin that declares the capability, and we cannot give.
 func (c *config) unsupported() error {
-	r := &c.RuntimeConfig
-	refuse := func(key string, value any) error {
-		return &failure{code: codeUnsupported, msg: fmt.Sprintf("unsupported field runtimeConfig.%s: %s", key, value), hint: "take the capability out of silk-cni's configuration and add a plugin that has it to the list"}
-	}
-	switch {
-	case !isNull(r.Bandwidth) && string(r.Bandwidth) != "{}":
-		return refuse("bandwidth", r.Bandwidth)
-	case r.MAC != "":
-		return refuse("mac", r.MAC)
+	if mac := c.RuntimeConfig.MAC; mac != "" {
+		return &failure{code: codeUnsupported, msg: "unsupported field runtimeConfig.mac: " + mac, hint: "take the capability out of silk-cni's configuration and add a plugin that has it to the list"}
 	}
 	return nil
 }

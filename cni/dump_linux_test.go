@@ -33,7 +33,7 @@ var volatile = regexp.MustCompile(`(valid_lft|preferred_lft) \S+|expires \S+|han
 func (h *host) dump() string {
 	h.t.Helper()
 	var out strings.Builder
-	for _, args := range []string{"ip -d link", "ip addr", "ip route show table all", "ip neigh", "ip -6 neigh", "ip rule", "conntrack -L", "nft list ruleset"} {
+	for _, args := range []string{"ip -d link", "ip addr", "ip route show table all", "ip neigh", "ip -6 neigh", "ip rule", "tc qdisc", "conntrack -L", "nft list ruleset"} {
 		f := strings.Fields(args)
 		var b []byte
 		if err := h.ns.Do(func() (err error) { b, err = exec.Command(f[0], f[1:]...).Output(); return err }); err != nil {

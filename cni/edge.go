@@ -107,3 +107,35 @@ func (m portMapping) parse() (endpoint.PortMap, error) {
 	}
 	return p, nil
 }
+
+// bandwidth is runtimeConfig.bandwidth of the CNI conventions: bits a second and bits.
+type bandwidth struct {
+	IngressRate  uint64 `json:"ingressRate"`
+	IngressBurst uint64 `json:"ingressBurst"`
+	EgressRate   uint64 `json:"egressRate"`
+	EgressBurst  uint64 `json:"egressBurst"`
+}
+
+// kilobit is what the keys rate and burst count in, as those of the deployed jobs do.
+const kilobit = 1024
+
+// limits returns what the container's traffic is to be kept to, nil for nothing. What the runtime says counts, else the keys of the plugin do, in both
+// directions.
+func (c *config) limits() (*endpoint.Limits, error) {
+	var l endpoint.Limits
+	if raw := c.RuntimeConfig.Bandwidth; !isNull(raw) {
+		var b bandwidth
+		if err := json.Unmarshal(raw, &b); err != nil {
+			return nil, fault.Invalidf("runtimeConfig.bandwidth: %w", err)
+		}
+		l = endpoint.Limits(b)
+	}
+	if l == (endpoint.Limits{}) {
+		rate, burst := uint64(c.Rate)*kilobit, uint64(c.Burst)*kilobit
+		l = endpoint.Limits{IngressRate: rate, IngressBurst: burst, EgressRate: rate, EgressBurst: burst}
+	}
+	if l == (endpoint.Limits{}) {
+		return nil, nil
+	}
+	return &l, nil
+}

@@ -10,12 +10,18 @@ import (
 // TestKilledAtEverySystemCall kills ADD, DEL and GC at each call by which they change something or wait, in a namespace that never
 // had anything; the operation must then succeed when it is repeated, and a DEL leave nothing.
 func TestKilledAtEverySystemCall(t *testing.T) {
+	t.Run("plain", func(t *testing.T) { killAtEveryCall(t) })
+	t.Run("edge", func(t *testing.T) { killAtEveryCall(t, edge...) })
+}
+
+func killAtEveryCall(t *testing.T, more ...any) {
 	h := newHost(t)
 	store := filepath.Join(h.dir, "store.json")
-	cfg, gc := h.config("datastore", store), h.config("datastore", store, "cni.dev/valid-attachments", []any{})
+	more = append([]any{"datastore", store}, more...)
+	cfg, gc := h.config(more...), h.config("datastore", store, "cni.dev/valid-attachments", []any{})
 	first := h.container("first")
-	h.add(first, "datastore", store) // what is made once is there from here on
-	h.del(first, "datastore", store)
+	h.add(first, more...) // what is made once is there from here on
+	h.del(first, more...)
 	before, files, kills := h.dump(), h.files(), 0
 	for _, command := range []string{"ADD", "DEL", "GC"} {
 		for _, call := range []string{"sendto", "renameat", "unlinkat", "write", "pwrite64", "flock", "setns"} {
@@ -23,7 +29,7 @@ func TestKilledAtEverySystemCall(t *testing.T) {
 				c := h.container(fmt.Sprintf("%s-%s-%d", command, call, n))
 				config := cfg
 				if command != "ADD" {
-					h.add(c, "datastore", store)
+					h.add(c, more...)
 				}
 				if command == "GC" {
 					config = gc
@@ -40,7 +46,7 @@ func TestKilledAtEverySystemCall(t *testing.T) {
 				if a := h.run("CHECK", cfg, c.env()); command == "ADD" && a.code != 0 {
 					t.Errorf("%s: CHECK: %s", c.id, a.stdout)
 				}
-				h.del(c, "datastore", store)
+				h.del(c, more...)
 				if got := h.dump(); got != before {
 					t.Fatalf("%s: the host was\n%s\nand is\n%s", c.id, before, got)
 				}

@@ -23,6 +23,10 @@ func (c *config) plain(input []byte) bool {
 			return number(v, &c.DaemonPort)
 		case "mtu":
 			return number(v, &c.MTU)
+		case "rate":
+			return number(v, &c.Rate)
+		case "burst":
+			return number(v, &c.Burst)
 		case "policy_timeout_seconds":
 			return number(v, &c.PolicyTimeout)
 		case "metadata":
@@ -62,7 +66,7 @@ func (c *config) plainRuntime(name string, v []byte) bool {
 
 // configKeys are the keys of a configuration that are ours.
 var configKeys = []string{
-	"cniVersion", "name", "daemonPort", "subnetFile", "mtu", "datastore", "endpointDir", "policy", "policy_agent_force_poll_address", "policy_group",
+	"cniVersion", "name", "daemonPort", "subnetFile", "mtu", "rate", "burst", "datastore", "endpointDir", "policy", "policy_agent_force_poll_address", "policy_group",
 	"policy_timeout_seconds", "no_masquerade_cidr_range", "metadata", "prevResult", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments",
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 
 	"code.cloudfoundry.org/silk/fault"
@@ -129,6 +130,39 @@ func disableIPv6(device string) error {
 	}
 	if err != nil {
 		return fmt.Errorf("disable IPv6 on %s: %w", device, err)
+	}
+	return nil
+}
+
+// unwireHost removes what an address has in devices on the host: the container's and its limiter. The same holds as for unwire.
+func unwireHost(host *kernel.Conn, a netip.Addr) error {
+	if Device(a) == "" {
+		return nil
+	}
+	veth, ifb, err := observePair(host, a)
+	if err != nil {
+		return err
+	}
+	var b kernel.Batch
+	for _, d := range []struct {
+		device
+		kind string
+	}{{veth, "veth"}, {ifb, "ifb"}} {
+		if d.index != 0 && d.device.kind == d.kind {
+			b.Add(unix.RTM_DELLINK, 0, kernel.IfInfo(d.index, 0, 0))
+		}
+	}
+	if b.Len() == 0 {
+		return nil
+	}
+	refused, err := host.Do(&b)
+	for _, e := range refused {
+		if err == nil && !errors.Is(e, unix.ENODEV) {
+			err = e
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("remove devices of %v: %w", a, err)
 	}
 	return nil
 }

@@ -33,6 +33,7 @@ type Spec struct {
 	Group    string          // policy group
 	Metadata json.RawMessage // a JSON object or nothing
 	PortMaps []PortMap
+	Limits   *Limits         // nil for none; an attachment that exists keeps its own
 	NetOut   json.RawMessage // a JSON list of egress rules, or nothing, which is not an empty list
 }
 
@@ -113,6 +114,11 @@ func (s *Spec) validate() error {
 		return fault.Invalidf("MTU %d: expected 68 to 65535 bytes", s.MTU)
 	case s.Requested.IsValid() && !s.Requested.Is4():
 		return fault.Invalidf("requested address %v: expected an IPv4 address", s.Requested)
+	}
+	if s.Limits != nil {
+		if err := s.Limits.Validate(s.MTU); err != nil {
+			return err
+		}
 	}
 	return validPorts(s.PortMaps)
 }
@@ -197,7 +203,7 @@ func (d *Dir) resume(host *kernel.Conn, h *hold, s Spec, id kernel.NSID) (whole 
 		return false, errStale // the host has another subnet now, and another host may have this one
 	}
 	if live {
-		return false, unwire(host, r.Device)
+		return false, unwireHost(host, r.Address())
 	}
 	return false, nil
 }

@@ -47,7 +47,7 @@ func (d *Dir) Check(k Key, ns *kernel.NS) (Record, []Difference, error) {
 	if err != nil {
 		return r, nil, err
 	}
-	more, err := r.edgeDifferences()
+	more, err := r.edgeDifferences(host)
 	if err != nil {
 		return r, nil, err
 	}

@@ -75,7 +75,7 @@ func (d *Dir) erase(host *kernel.Conn, h *hold, more func(Record) error) error {
 	if err := h.record.unmapPorts(h.damaged == nil); err != nil {
 		return err
 	}
-	if err := unwire(host, h.record.Device); err != nil {
+	if err := unwireHost(host, h.record.Address()); err != nil {
 		return err
 	}
 	if err := flush(h.record); err != nil {
@@ -179,6 +179,9 @@ func (d *Dir) Collect(ctx context.Context, network string, valid []Key, more fun
 	}
 	defer host.Close()
 	c := collector{dir: d, host: host, more: more}
+	if err := d.sweepOrphans(); err != nil {
+		c.errs = append(c.errs, err)
+	}
 	limit := make(chan struct{}, atOnce)
 	var wg sync.WaitGroup
 	for _, e := range list.entries() {
@@ -193,6 +196,17 @@ func (d *Dir) Collect(ctx context.Context, network string, valid []Key, more fun
 	}
 	wg.Wait()
 	return c.removed, errors.Join(c.errs...)
+}
+
+// sweepOrphans is RemoveOrphans with the directory locked.
+func (d *Dir) sweepOrphans() error {
+	conn, err := kernel.Dial(nil)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = d.removeOrphans(conn)
+	return err
 }
 
 // collector is the shared state of one Collect.

@@ -11,8 +11,13 @@ import (
 // devconfRouteLocalnet is from linux/ip.h.
 const devconfRouteLocalnet = 26
 
-// edge makes what an endpoint may have beside its devices, as far as it is missing: its port maps. The caller undoes what a failed edge leaves.
+// edge makes what an endpoint may have beside its devices, as far as it is missing: its port maps and limits. The caller undoes what a failed edge leaves.
 func (d *Dir) edge(host *kernel.Conn, r Record) error {
+	if r.Limits != nil {
+		if err := r.limit(host); err != nil {
+			return err
+		}
+	}
 	if err := r.mapPorts(host); err != nil {
 		return err
 	}
@@ -35,15 +40,15 @@ func (d *Dir) edge(host *kernel.Conn, r Record) error {
 }
 
 // edgeDifferences compares what edge makes with the kernel.
-func (r Record) edgeDifferences() ([]Difference, error) {
-	if len(r.PortMaps) == 0 {
-		return nil, nil
+func (r Record) edgeDifferences(host *kernel.Conn) ([]Difference, error) {
+	diffs, err := r.limitDifferences(host)
+	if err != nil || len(r.PortMaps) == 0 {
+		return diffs, err
 	}
 	missing, whole, err := nat.MissingPorts(r.portMaps())
 	if err != nil {
 		return nil, err
 	}
-	var diffs []Difference
 	if !whole {
 		diffs = append(diffs, Difference{"chains of port maps", "nft table inet " + nat.Table + " as silk-cni makes it", ""})
 	}

@@ -90,15 +90,17 @@ func (d *Dir) claim(r Record, list listing) error {
 	if err != nil {
 		return err
 	}
+	own := r.Key.file(r.Addresses)
+	all = slices.DeleteFunc(all, func(c claimed) bool { return c.file == own }) // of an earlier record of that name
 	for _, m := range r.PortMaps {
 		for _, c := range all {
-			if c.overlaps(m) {
+			if c.overlaps(m) && d.stands(c, known[c.file]) {
 				return fault.Conflictf("host port %s %s:%d is taken by %v, which has %s:%d", m.Protocol, hostOf(m.HostIP), m.HostPort, known[c.file].key, hostOf(c.HostIP), c.HostPort)
 			}
 		}
 	}
 	for _, m := range r.PortMaps {
-		all = append(all, claimed{m, r.Key.file(r.Addresses)})
+		all = append(all, claimed{m, own})
 	}
 	var b bytes.Buffer
 	for _, c := range all {
@@ -108,6 +110,13 @@ func (d *Dir) claim(r Record, list listing) error {
 		return fmt.Errorf("note which ports are taken: %w", err)
 	}
 	return nil
+}
+
+// stands reports whether a line says what the record of its name does: it may be about an earlier one. One that cannot be read stands for whatever it
+// may have been.
+func (d *Dir) stands(c claimed, e entry) bool {
+	r, err := d.read(e)
+	return err == nil && slices.Contains(r.PortMaps, c.PortMap) || err != nil && !errors.Is(err, fs.ErrNotExist)
 }
 
 // overlaps reports whether a packet could be meant for either.
