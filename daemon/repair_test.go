@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/lease"
@@ -77,6 +78,16 @@ func TestDaemonRepairsWithinASecond(t *testing.T) {
 		}
 		return n
 	}
+	dir, err := endpoint.Open(h.config["endpoint_dir"].(string))
+	must(t, err)
+	inside, err := kernel.NewNS()
+	must(t, err)
+	defer inside.Close()
+	must(t, h.ns.Do(func() error {
+		_, err := dir.Attach(t.Context(), endpoint.Spec{Key: endpoint.Key{Network: "net", Container: "c1", Interface: "eth0"}, Namespace: inside, Subnet: subnet, MTU: n.MTU,
+			PortMaps: []endpoint.PortMap{{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}}}, nil)
+		return err
+	}))
 	before := sortedLines(h.rules()) // the order of chains is that of their making
 	for name, spoil := range map[string]func() error{
 		"rules flushed": func() error { h.command("nft", "flush", "ruleset"); return nil },
@@ -86,9 +97,14 @@ func TestDaemonRepairsWithinASecond(t *testing.T) {
 			return nil
 		},
 		"translation changed": func() error { h.command("nft", "flush set inet silk nat-local"); return nil },
-		"route deleted":       func() error { r := path(); return h.nl.RouteDel(&r) },
-		"route replaced":      func() error { r := path(); r.Gw = subnet.Addr().Next().AsSlice(); return h.nl.RouteReplace(&r) },
-		"neighbour deleted":   func() error { return h.nl.NeighDel(neigh(netlink.FAMILY_V4, peer.Addr().String())) },
+		"port map deleted": func() error {
+			h.command("nft", "delete element inet silk nat-ports { tcp . 8080 }")
+			return nil
+		},
+		"port maps flushed": func() error { h.command("nft", "flush chain inet silk nat-ports"); return nil },
+		"route deleted":     func() error { r := path(); return h.nl.RouteDel(&r) },
+		"route replaced":    func() error { r := path(); r.Gw = subnet.Addr().Next().AsSlice(); return h.nl.RouteReplace(&r) },
+		"neighbour deleted": func() error { return h.nl.NeighDel(neigh(netlink.FAMILY_V4, peer.Addr().String())) },
 		"neighbour changed": func() error {
 			n := neigh(netlink.FAMILY_V4, peer.Addr().String())
 			n.HardwareAddr = net.HardwareAddr{2, 0, 0, 0, 0, 9}

@@ -152,6 +152,8 @@ func removeRecords(ctx context.Context, cfg Config, records *endpoint.Dir) error
 	for _, b := range bad {
 		errs = append(errs, records.Detach(ctx, b.Key, nil, nil))
 	}
+	_, err = records.RemoveOrphans(ctx)
+	errs = append(errs, err)
 	files, err := os.ReadDir(cfg.EndpointDir)
 	if err := errors.Join(append(errs, err)...); err != nil {
 		return err

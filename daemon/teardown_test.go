@@ -82,7 +82,8 @@ func TestTeardownLeavesTheHostAsItWas(t *testing.T) {
 	attach := func(id string) endpoint.Key {
 		k := endpoint.Key{Network: "net", Container: id, Interface: "eth0"}
 		must(t, h.ns.Do(func() error {
-			_, err := dir.Attach(t.Context(), endpoint.Spec{Key: k, Namespace: ns, Subnet: subnet, MTU: n.MTU}, nil)
+			_, err := dir.Attach(t.Context(), endpoint.Spec{Key: k, Namespace: ns, Subnet: subnet, MTU: n.MTU,
+				PortMaps: []endpoint.PortMap{{HostPort: 8000 + uint16(len(id)), ContainerPort: 80, Protocol: "tcp"}}, Limits: &endpoint.Limits{EgressRate: 8e6, EgressBurst: 160000}}, nil)
 			return err
 		}))
 		return k

@@ -1,6 +1,7 @@
 package endpoint
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -50,6 +51,11 @@ func (r *Reaper) Pass(now time.Time) (int, error) {
 			forgotten++
 		case dead == lost:
 			r.since[e.file] = first
+		}
+	}
+	if len(errs) == 0 {
+		if _, err := r.Dir.RemoveOrphans(context.Background()); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	return forgotten, errors.Join(errs...)
