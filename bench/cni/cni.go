@@ -47,6 +47,9 @@ func Run(ctx context.Context, r *bench.Report) error {
 	if err := b.lastToFirst(r); err != nil {
 		return err
 	}
+	if err := b.edge(ctx, r); err != nil {
+		return err
+	}
 	return b.massDelete(r)
 }
 
