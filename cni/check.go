@@ -132,6 +132,13 @@ func (c *call) status(ctx context.Context) error {
 		}
 		return f
 	}
+	if l, err := c.cfg.limits(); err != nil {
+		return unavailable("unusable limits", err)
+	} else if l != nil {
+		if err := l.Validate(n.mtu); err != nil {
+			return unavailable("unusable limits", err)
+		}
+	}
 	dir, err := endpoint.Open(c.cfg.EndpointDir)
 	if err != nil {
 		return unavailable("open endpoint directory", err)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"code.cloudfoundry.org/silk/endpoint"
@@ -67,7 +68,9 @@ func (c *config) portMaps() ([]endpoint.PortMap, error) {
 		if err != nil {
 			return nil, fault.Invalidf("runtimeConfig.portMappings[%d]: %w", i, err)
 		}
-		out = append(out, p)
+		if !slices.Contains(out, p) {
+			out = append(out, p)
+		}
 	}
 	return out, nil
 }

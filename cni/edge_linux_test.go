@@ -50,7 +50,7 @@ func TestEgressRulesAreRecorded(t *testing.T) {
 func (h *host) underlay() *kernel.NS {
 	h.t.Helper()
 	peer := newNS(h.t)
-	h.sh(h.ns, fmt.Sprintf("ip link add under type veth peer name under netns /proc/%d/fd/%d; ip addr add 10.0.16.15/24 dev under; ip link set under up", os.Getpid(), peer.FD()))
+	h.sh(h.ns, fmt.Sprintf("sysctl -qw net.ipv6.conf.default.disable_ipv6=1; ip link add under type veth peer name under netns /proc/%d/fd/%d; ip addr add 10.0.16.15/24 dev under; ip link set under up", os.Getpid(), peer.FD()))
 	h.sh(peer, "ip link set lo up; ip addr add 10.0.16.16/24 dev under; ip link set under up")
 	return peer
 }

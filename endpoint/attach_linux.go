@@ -120,7 +120,7 @@ func (s *Spec) validate() error {
 			return err
 		}
 	}
-	return validPorts(s.PortMaps)
+	return validPorts(s.PortMaps, s.Subnet)
 }
 
 // attach wires the endpoint that h holds. again tells that its record was of no use and is gone.

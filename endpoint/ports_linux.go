@@ -56,7 +56,7 @@ func parseClaims(text []byte) []claimed {
 			c.HostIP, err3 = netip.ParseAddr(f[1])
 		}
 		c.HostPort, c.ContainerPort = uint16(host), uint16(inside)
-		if errors.Join(err1, err2, err3) == nil && validPorts([]PortMap{c.PortMap}) == nil {
+		if errors.Join(err1, err2, err3) == nil && validPorts([]PortMap{c.PortMap}, netip.Prefix{}) == nil {
 			out = append(out, c)
 		}
 	}
@@ -127,7 +127,8 @@ func (m PortMap) overlaps(o PortMap) bool {
 // maxPorts bounds the port maps of one endpoint.
 const maxPorts = 1024
 
-func validPorts(maps []PortMap) error {
+// validPorts judges port maps of a host whose containers' subnet is local, zero when that does not matter.
+func validPorts(maps []PortMap, local netip.Prefix) error {
 	if len(maps) > maxPorts {
 		return fault.Invalidf("%d port maps: expected at most %d", len(maps), maxPorts)
 	}
@@ -140,6 +141,9 @@ func validPorts(maps []PortMap) error {
 			return fault.Invalidf("port map %d: %s %d to %d: cannot allocate port 0: expected 1 to 65535", i, m.Protocol, m.HostPort, m.ContainerPort)
 		case m.HostIP.IsValid() && (!m.HostIP.Is4() || m.HostIP.IsUnspecified() || m.HostIP.IsMulticast()):
 			return fault.Invalidf("port map %d: host address %v: expected an IPv4 address of the host, or none for all", i, m.HostIP)
+		}
+		if m.HostIP.IsValid() && local.Contains(m.HostIP) {
+			return fault.Invalidf("port map %d: host address %v is one of the overlay's, which have no ports: expected another of the host's", i, m.HostIP)
 		}
 		for _, o := range maps[:i] {
 			if m.overlaps(o) {
@@ -174,12 +178,15 @@ func (r Record) mapPorts(host *kernel.Conn) error {
 	if len(r.PortMaps) == 0 {
 		return nil
 	}
-	return nat.MapPorts(context.Background(), r.portMaps(), func(a netip.Addr) (bool, error) {
-		if Device(a) == "" {
-			return false, nil
-		}
-		return exists(host, Device(a))
-	})
+	return nat.MapPorts(context.Background(), r.portMaps(), func(a netip.Addr) (bool, error) { return attachedTo(host, a) })
+}
+
+// attachedTo reports whether the host has a container device for an address.
+func attachedTo(host *kernel.Conn, a netip.Addr) (bool, error) {
+	if Device(a) == "" {
+		return false, nil
+	}
+	return exists(host, Device(a))
 }
 
 // unmapPorts takes them back: all that lead to the address, if it is not known which those are.
@@ -196,6 +203,11 @@ func (r Record) unmapPorts(known bool) error {
 // RestorePorts makes the kernel's port maps agree with the records, in the calling thread's namespace, and returns how many differed. What is
 // being attached or detached meanwhile is waited for, until ctx ends.
 func (d *Dir) RestorePorts(ctx context.Context) (int, error) {
+	host, err := kernel.Dial(nil)
+	if err != nil {
+		return 0, err
+	}
+	defer host.Close()
 	return nat.SetPorts(ctx, func(have []nat.PortMap, whole bool) ([]nat.PortMap, func(), error) {
 		list, err := d.live()
 		if err != nil {
@@ -205,9 +217,13 @@ func (d *Dir) RestorePorts(ctx context.Context) (int, error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		// Those that lead to somebody stay unless the port is known as another's: the file may have been lost.
+		// Those that lead to somebody stay unless the port is known as another's: the file may have been lost, or his record is elsewhere.
 		want := slices.DeleteFunc(slices.Clone(have), func(m nat.PortMap) bool {
 			_, taken := list.holder(m.To.Addr())
+			if !taken {
+				there, err := attachedTo(host, m.To.Addr())
+				taken = there || err != nil
+			}
 			return !taken || slices.ContainsFunc(all, func(c claimed) bool {
 				o := c.to(known[c.file].addresses[0])
 				return o.Host == m.Host && o.Protocol == m.Protocol && o != m

@@ -64,11 +64,6 @@ func (m PortMap) valid() bool {
 	return named && m.Host.Port() != 0 && m.To.Port() != 0 && m.To.Addr().Is4() && (!m.Host.Addr().IsValid() || m.Host.Addr().Is4())
 }
 
-// compare orders by what is looked up, and then by where it leads.
-func (m PortMap) compare(o PortMap) int {
-	return cmp.Or(m.Host.Compare(o.Host), cmp.Compare(m.Protocol, o.Protocol), m.To.Compare(o.To))
-}
-
 const (
 	mapPorts   = "nat-ports"    // (protocol, port) -> (address, port)
 	mapPortsAt = "nat-ports-at" // (address, protocol, port) -> (address, port)
