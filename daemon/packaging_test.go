@@ -13,7 +13,7 @@ import (
 // TestPackagedFilesNameOurDevices compares the patterns in the files for network managers with the names we give, and with
 // names that are not ours.
 func TestPackagedFilesNameOurDevices(t *testing.T) {
-	ours := []string{DefaultConfig().VTEPName, endpoint.Device(netip.MustParseAddr("10.255.30.2"))}
+	ours := []string{DefaultConfig().VTEPName, endpoint.Device(netip.MustParseAddr("10.255.30.2")), endpoint.Limiter(netip.MustParseAddr("10.255.30.2"))}
 	for file, key := range map[string]struct{ prefix, separators string }{
 		"network/10-silk.link":                {"OriginalName=", " "},
 		"network/10-silk.network":             {"Name=", " "},
@@ -48,7 +48,7 @@ func TestPackagedFilesNameOurDevices(t *testing.T) {
 				t.Errorf("%s: no pattern of %q is for %s", file, patterns, name)
 			}
 		}
-		for _, name := range []string{"eth0", "lo", "silk", "docker0", "ens3"} {
+		for _, name := range []string{"eth0", "lo", "silk", "docker0", "ens3", "i-net"} {
 			if matches(name) {
 				t.Errorf("%s: a pattern of %q takes %s", file, patterns, name)
 			}

@@ -23,15 +23,15 @@ import (
 //	qdisc add dev s-010255030002 clsact
 //	filter add dev s-010255030002 ingress prio 100 u32 match u32 0 0 action mirred egress redirect dev i-010255030002
 
-// limiter names the device that delays what a container sends, after its address as Device does; "" for an address that is not IPv4.
-func limiter(a netip.Addr) string {
+// Limiter names the device that delays what a container sends, after its address as Device does; "" for an address that is not IPv4.
+func Limiter(a netip.Addr) string {
 	if d := Device(a); d != "" {
 		return "i-" + d[len("s-"):]
 	}
 	return ""
 }
 
-// limited is the inverse of limiter.
+// limited is the inverse of Limiter.
 func limited(device string) (netip.Addr, bool) {
 	if len(device) < 2 || device[:2] != "i-" {
 		return netip.Addr{}, false
@@ -215,7 +215,7 @@ func (r Record) limit(host *kernel.Conn) error {
 
 // makeLimiter makes the device that delays what the container sends.
 func (r Record) makeLimiter(host *kernel.Conn) (device, error) {
-	ifb := device{index: limiterIndex(r.Address()), name: limiter(r.Address()), kind: "ifb"}
+	ifb := device{index: limiterIndex(r.Address()), name: Limiter(r.Address()), kind: "ifb"}
 	for range 8 {
 		var b kernel.Batch
 		b.Add(unix.RTM_NEWLINK, create, kernel.IfInfo(ifb.index, 0, 0))
@@ -244,7 +244,7 @@ func (r Record) makeLimiter(host *kernel.Conn) (device, error) {
 func observePair(c *kernel.Conn, a netip.Addr) (veth, ifb device, err error) {
 	var b kernel.Batch
 	askLink(&b, Device(a))
-	askLink(&b, limiter(a))
+	askLink(&b, Limiter(a))
 	answers, err := c.Query(&b)
 	if err != nil {
 		return veth, ifb, err
@@ -260,7 +260,7 @@ func observePair(c *kernel.Conn, a netip.Addr) (veth, ifb device, err error) {
 	if veth.name != Device(a) {
 		veth = device{}
 	}
-	if ifb.name != limiter(a) {
+	if ifb.name != Limiter(a) {
 		ifb = device{}
 	}
 	return veth, ifb, nil
