@@ -391,3 +391,45 @@ func TestOrphansAreCollected(t *testing.T) {
 		t.Errorf("after the GC:\n%s", links)
 	}
 }
+
+// firewalld is what firewalld 2.x makes of a zone that lets forwarded traffic pass only by its own word or a translation, in short.
+const firewalld = `table inet firewalld {
+	chain nat_PREROUTING { type nat hook prerouting priority dstnat + 10; policy accept; tcp dport 2222 redirect to :22; }
+	chain nat_OUTPUT { type nat hook output priority -90; policy accept; }
+	chain nat_POSTROUTING { type nat hook postrouting priority srcnat + 10; policy accept; oifname "under" masquerade; }
+	chain filter_INPUT { type filter hook input priority filter + 10; policy accept; ct state { established, related } accept; ct status dnat accept; iifname "lo" accept; ct state invalid drop; reject with icmpx admin-prohibited; }
+	chain filter_FORWARD { type filter hook forward priority filter + 10; policy accept; ct state { established, related } accept; ct status dnat accept; iifname "lo" accept; ct state invalid drop; reject with icmpx admin-prohibited; }
+	chain filter_OUTPUT { type filter hook output priority filter + 10; policy accept; ct state { established, related } accept; oifname "lo" accept; }
+}`
+
+// TestPortMappingsBesideFirewalld: neither takes the other's away, also when firewalld is reloaded.
+func TestPortMappingsBesideFirewalld(t *testing.T) {
+	h := newHost(t)
+	outside := h.underlay()
+	reload := func() {
+		h.sh(h.ns, "nft -f - <<'E'\ntable inet firewalld\ndelete table inet firewalld\n"+firewalld+"\nE")
+	}
+	reload()
+	theirs := h.sh(h.ns, "nft list table inet firewalld")
+	c := h.container("c1")
+	h.add(c, "runtimeConfig", mappings(`{"hostPort":8080,"containerPort":80}`))
+	serve(t, c.ns, 80)
+	for range 2 {
+		for _, x := range []struct {
+			from     *kernel.NS
+			to, want string
+		}{{outside, "10.0.16.15:8080", "10.0.16.16"}, {h.ns, "10.0.16.15:8080", "10.0.16.15"}, {h.ns, "127.0.0.1:8080", "169.254.0.1"}, {c.ns, "10.0.16.15:8080", "169.254.0.1"}} {
+			if got := ask(x.from, x.to); got != x.want {
+				t.Errorf("%s is seen as %q, want %q", x.to, got, x.want)
+			}
+		}
+		reload()
+	}
+	if a := h.run("CHECK", h.config(), c.env()); a.code != 0 {
+		t.Errorf("CHECK: %s", a.stdout)
+	}
+	h.del(c)
+	if got := h.sh(h.ns, "nft list table inet firewalld"); got != theirs {
+		t.Errorf("firewalld's table was\n%s\nand is\n%s", theirs, got)
+	}
+}

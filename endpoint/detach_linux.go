@@ -39,7 +39,9 @@ func (d *Dir) Detach(ctx context.Context, k Key, ns *kernel.NS, more func(Record
 			if again {
 				continue
 			}
-			if err := errors.Join(r.unmapPorts(false), flush(r)); err != nil {
+			wait, err := r.unmapPorts(false)
+			wait()
+			if err := errors.Join(err, flush(r)); err != nil {
 				return err
 			}
 			return run(more, r)
@@ -72,10 +74,7 @@ func (d *Dir) tidy(ctx context.Context) error {
 
 // erase removes what the held record stands for and, when all of that is gone, the record.
 func (d *Dir) erase(host *kernel.Conn, h *hold, more func(Record) error) error {
-	if err := h.record.unmapPorts(h.damaged == nil); err != nil {
-		return err
-	}
-	if err := unwireHost(host, h.record.Address()); err != nil {
+	if err := h.record.remove(host, h.damaged == nil); err != nil {
 		return err
 	}
 	if err := flush(h.record); err != nil {
@@ -85,6 +84,21 @@ func (d *Dir) erase(host *kernel.Conn, h *hold, more func(Record) error) error {
 		return err
 	}
 	return d.forget(h)
+}
+
+// remove takes away what the kernel has of r: its ports, all that lead to it if they are not known, and its devices. For both it waits at once.
+func (r Record) remove(host *kernel.Conn, known bool) error {
+	if known && len(r.PortMaps) == 0 {
+		return unwireHost(host, r.Address())
+	}
+	wait, err := r.unmapPorts(known)
+	var waiting sync.WaitGroup
+	waiting.Go(wait)
+	if err == nil {
+		err = unwireHost(host, r.Address())
+	}
+	waiting.Wait()
+	return err
 }
 
 // flush forgets the connections that the kernel tracks for r's addresses.

@@ -190,12 +190,13 @@ func attachedTo(host *kernel.Conn, a netip.Addr) (bool, error) {
 }
 
 // unmapPorts takes them back: all that lead to the address, if it is not known which those are.
-func (r Record) unmapPorts(known bool) error {
+// wait is as with nat.UnmapPorts.
+func (r Record) unmapPorts(known bool) (wait func(), err error) {
 	if known && len(r.PortMaps) == 0 || !r.Address().IsValid() {
-		return nil
+		return func() {}, nil
 	}
 	if !known {
-		return nat.UnmapAddress(context.Background(), r.Address())
+		return func() {}, nat.UnmapAddress(context.Background(), r.Address())
 	}
 	return nat.UnmapPorts(context.Background(), r.portMaps())
 }

@@ -95,7 +95,7 @@ func (d *Dir) reap(host *kernel.Conn, e entry, forget bool) (int, error) {
 	if !forget {
 		return lost, nil
 	}
-	if err := errors.Join(r.unmapPorts(true), unwireHost(host, r.Address()), flush(r)); err != nil {
+	if err := errors.Join(r.remove(host, true), flush(r)); err != nil {
 		return lost, err
 	}
 	return gone, d.forget(&hold{entry: e})

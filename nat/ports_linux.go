@@ -51,12 +51,15 @@ func MapPorts(ctx context.Context, maps []PortMap, live func(netip.Addr) (bool, 
 }
 
 // UnmapPorts takes the maps' ports back, in the calling thread's namespace, of those that still lead where they say. What is gone already is no error.
-func UnmapPorts(ctx context.Context, maps []PortMap) error {
+//
+// To close the socket waits some 10 ms for the kernel to have let go of what was taken back. That is what wait does, which is never nil, is to be called once
+// and may be called by another goroutine: there may be something else to wait for.
+func UnmapPorts(ctx context.Context, maps []PortMap) (wait func(), err error) {
 	conn, err := kernel.DialNetfilter(nil)
 	if err != nil {
-		return err
+		return func() {}, err
 	}
-	defer conn.Close()
+	wait = func() { conn.Close() }
 	doomed := elements(maps)
 	err = retry(ctx, func() error {
 		found, _, err := ask(conn, doomed)
@@ -72,9 +75,9 @@ func UnmapPorts(ctx context.Context, maps []PortMap) error {
 		return conn.Transact(&b, 0)
 	})
 	if err != nil {
-		return fmt.Errorf("take port maps back: %w", err)
+		return wait, fmt.Errorf("take port maps back: %w", err)
 	}
-	return nil
+	return wait, nil
 }
 
 // UnmapAddress takes back, in the calling thread's namespace, every port that leads to a container's address.

@@ -36,7 +36,11 @@ func mapPorts(t testing.TB, ns *kernel.NS, live func(netip.Addr) (bool, error), 
 
 func unmapPorts(t testing.TB, ns *kernel.NS, maps ...nat.PortMap) {
 	t.Helper()
-	if err := ns.Do(func() error { return nat.UnmapPorts(context.Background(), maps) }); err != nil {
+	if err := ns.Do(func() error {
+		wait, err := nat.UnmapPorts(context.Background(), maps)
+		wait()
+		return err
+	}); err != nil {
 		t.Fatal(err)
 	}
 }
