@@ -11,7 +11,6 @@ import (
 
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/fault"
-	"code.cloudfoundry.org/silk/internal/plainjson"
 )
 
 // config is the network configuration. Keys that are not ours are the runtime's or another plugin's and are passed over.
@@ -165,9 +164,35 @@ func (c *config) policyRequired() bool {
 // isNull reports whether a value is absent or null.
 func isNull(v json.RawMessage) bool { return len(v) == 0 || string(v) == "null" }
 
-// objects reports whether a value is absent, null or a list of JSON objects.
+// objects reports whether a value of a configuration, which is JSON, is absent, null or a list of objects. It may be long.
 func objects(v json.RawMessage) bool {
-	return isNull(v) || plainjson.Elements(v, func(e []byte) bool { return e[0] == '{' })
+	if isNull(v) {
+		return true
+	}
+	if v[0] != '[' {
+		return false
+	}
+	depth, text := 0, false
+	for i := 0; i < len(v); i++ {
+		switch c := v[i]; {
+		case text && c == '\\':
+			i++
+		case c == '"':
+			if text = !text; depth == 1 {
+				return false
+			}
+		case text:
+		case c == '{', c == '[' && depth == 0:
+			depth++
+		case depth == 1 && c > ' ' && c != ',' && c != ']':
+			return false
+		case c == '[':
+			depth++
+		case c == '}', c == ']':
+			depth--
+		}
+	}
+	return true
 }
 
 // requested returns the address that the runtime asks for, zero for any: from the capability "ips" or from CNI_ARGS.

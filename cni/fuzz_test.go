@@ -12,6 +12,8 @@ func FuzzConfig(f *testing.F) {
 	f.Add(`{"cniVersion":"1.1.0","name":"silk","type":"silk-cni","daemonPort":23954,"datastore":"/x","metadata":{"policy_group_id":"a"},"runtimeConfig":{"ips":["10.255.30.9/24"]}}`, "IP=10.255.30.9;K=V")
 	f.Add(`{"name":"silk","policy_group":"${args.K}${config.name}","cni.dev/valid-attachments":[{"containerID":"c","ifname":"eth0"}],"cni.dev/attachments":null}`, "K=V")
 	f.Add(`{"name":"silk","rate":1000,"burst":1000,"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":8080,"hostIP":"0.0.0.0"},{"Host_Port":"x"}],"bandwidth":{"ingressRate":8}}}`, "")
+	f.Add(`{"name":"silk","runtimeConfig":{"netOutRules":[ {"a":["]\\"",{}]} ,{}, [] ]}}`, "")
+	f.Add(`{"name":"silk","runtimeConfig":{"netOutRules":[{"a":1},"x",2,null]}}`, "")
 	f.Add(`{"name":"silk","mtu":-1,"policy":"x","no_masquerade_cidr_range":"::/0","daemonPort":99999,"policy_agent_force_poll_address":"x"}`, ";;=")
 	f.Fuzz(func(t *testing.T, input, args string) {
 		for _, lenient := range []bool{false, true} {
@@ -44,6 +46,16 @@ func FuzzConfig(f *testing.F) {
 				}
 			}
 			cfg.unsupported()
+			if list := cfg.RuntimeConfig.NetOutRules; !isNull(list) {
+				var all []json.RawMessage
+				want := json.Unmarshal(list, &all) == nil
+				for _, v := range all {
+					want = want && v[0] == '{'
+				}
+				if got := objects(list); got != want {
+					t.Fatalf("%s is taken for a list of objects: %v", list, got)
+				}
+			}
 			if maps, err := cfg.portMaps(); err == nil {
 				for _, m := range maps {
 					if m.HostPort == 0 || m.ContainerPort == 0 || m.Protocol == "" || m.HostIP.IsValid() && !m.HostIP.Is4() {

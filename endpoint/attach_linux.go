@@ -62,6 +62,7 @@ func (d *Dir) Attach(ctx context.Context, s Spec, more func(Record) error) (Reco
 		}
 	}
 	s.Subnet = s.Subnet.Masked()
+	s.NetOut = compact(s.NetOut)
 	if err := s.validate(); err != nil {
 		return Record{}, err
 	}

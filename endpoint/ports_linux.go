@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -106,7 +107,13 @@ func (d *Dir) claim(r Record, list listing) error {
 	for _, c := range all {
 		fmt.Fprintln(&b, c)
 	}
-	if err := d.replace(portFile, b.Bytes(), false); err != nil {
+	temp := filepath.Join(d.path, tempFile+"ports") // nobody else makes one while the directory is locked, and what a killed process left is swept
+	err = kernel.WriteFile(temp, b.Bytes(), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err == nil {
+		err = os.Rename(temp, filepath.Join(d.path, portFile))
+	}
+	if err != nil {
+		os.Remove(temp)
 		return fmt.Errorf("note which ports are taken: %w", err)
 	}
 	return nil

@@ -88,7 +88,9 @@ func (r *Record) name() {
 // reserve returns s's record, locked: the one there is, or a new one with an address of its own and the device numbers for it.
 func (d *Dir) reserve(ctx context.Context, host *kernel.Conn, s Spec, id kernel.NSID) (*hold, indexes, error) {
 	// Encoding for the first time takes longer than all that is done under the lock. Nobody should have to wait for it.
-	if _, err := encode(s.record(id, Gateway)); err != nil {
+	first := s.record(id, Gateway)
+	first.NetOut = nil // it may be long, and takes no preparing
+	if _, err := encode(first); err != nil {
 		return nil, indexes{}, err
 	}
 	for {
@@ -168,7 +170,7 @@ func (d *Dir) create(host *kernel.Conn, s Spec, id kernel.NSID, list listing) (*
 func (s *Spec) record(id kernel.NSID, a netip.Addr) Record {
 	r := Record{
 		Key: s.Key, Namespace: id, Path: s.Path, Subnet: s.Subnet, Requested: s.Requested, MTU: s.MTU,
-		Group: s.Group, Metadata: compact(s.Metadata), PortMaps: s.PortMaps, Limits: s.Limits, NetOut: compact(s.NetOut),
+		Group: s.Group, Metadata: compact(s.Metadata), PortMaps: s.PortMaps, Limits: s.Limits, NetOut: s.NetOut,
 		Addresses: []netip.Prefix{netip.PrefixFrom(a, a.BitLen())},
 	}
 	r.name()
