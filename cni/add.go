@@ -15,7 +15,7 @@ import (
 // add attaches the container.
 func (c *call) add(ctx context.Context) error {
 	if !isNull(c.cfg.PrevResult) {
-		return &failure{code: codeConfig, msg: "silk-cni must be the first plugin of its list", err: errors.New("prevResult: another plugin has made an interface already")}
+		return &failure{code: codeConfig, msg: c.name() + " must be the first plugin of its list", err: errors.New("prevResult: another plugin has made an interface already")}
 	}
 	if err := c.cfg.unsupported(); err != nil {
 		return err
@@ -49,7 +49,7 @@ func (c *call) add(ctx context.Context) error {
 		return failed("attach container", err)
 	}
 	if err = c.awaitPolicy(dir, r); err == nil {
-		err = c.print(resultOf(c.cfg.CNIVersion, r, c.netns))
+		err = c.print(c.answer(r))
 	}
 	if err != nil {
 		return errors.Join(err, c.detach(ctx, dir, r.Key, nil))
@@ -92,6 +92,10 @@ func (c *call) attach(ctx context.Context, dir *endpoint.Dir, spec endpoint.Spec
 		if err := c.storePut(ctx, r); err != nil {
 			c.leaveStore(ctx, r) // it may be in all the same
 			return failed("write container metadata", err)
+		}
+		if err := c.metadataPut(ctx, r); err != nil {
+			c.leaveStore(ctx, r)
+			return failed("store add", err)
 		}
 		return nil
 	})

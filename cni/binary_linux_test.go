@@ -20,13 +20,13 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 )
 
-// binary is the directory that the built plugin is in.
+// binary is the directory that the built plugins are in.
 var binary = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "silk-cni-test-")
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "silk-cni"), "code.cloudfoundry.org/silk/cmd/silk-cni")
+	cmd := exec.Command("go", "build", "-o", dir, "code.cloudfoundry.org/silk/cmd/silk-cni", "code.cloudfoundry.org/silk/cmd/cni-wrapper-plugin")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w: %s", err, out)

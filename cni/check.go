@@ -73,6 +73,11 @@ func (c *call) check(ctx context.Context) error {
 			found = append(found, "entry in store "+c.cfg.Datastore+" is missing")
 		}
 	}
+	if has, err := c.metadataHas(ctx, r); err != nil {
+		return failed("check store of metadata", err)
+	} else if !has {
+		found = append(found, "entry in store "+c.wrapper.Datastore+" is missing")
+	}
 	if len(found) > 0 {
 		return &failure{code: codePlugin, msg: "container's network is not as it was made", err: errors.New(strings.Join(found, "; ")), hint: "delete and add the container again"}
 	}

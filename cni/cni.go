@@ -5,6 +5,8 @@
 // itself, keeps no state beside the endpoint records and the store of earlier releases, and needs silk-daemon only for an
 // ADD. It starts in about a millisecond and must go on doing so: no net/http, no logging library, no database.
 //
+// It is also the program cni-wrapper-plugin, for the configurations of the plugin that was deployed around silk-cni.
+//
 // Use: os.Exit(Run(ctx, OS())).
 package cni
 
@@ -57,6 +59,7 @@ type call struct {
 	input     []byte
 	env       Env
 	cfg       config
+	wrapper   *wrapper // nil for silk-cni
 }
 
 // command says what an operation needs.
@@ -85,15 +88,18 @@ const (
 )
 
 // Run carries out the operation that env asks for, in the namespace of the calling thread, and returns the exit code.
-func Run(ctx context.Context, env Env) int {
+func Run(ctx context.Context, env Env) int { return run(ctx, &call{env: env}) }
+
+func run(ctx context.Context, c *call) int {
 	p := &patience{Context: ctx}
 	defer p.stop()
 	ctx = p
-	c := &call{env: env, command: env.Getenv(envCommand)}
+	env := c.env
+	c.command = env.Getenv(envCommand)
 	var err error
 	switch c.command {
 	case "":
-		fmt.Fprintf(env.Stderr, "silk-cni is a CNI plugin: a container runtime runs it with %s set\nCNI protocol versions supported: %s\n", envCommand, strings.Join(supported, ", "))
+		fmt.Fprintf(env.Stderr, "%s is a CNI plugin: a container runtime runs it with %s set\nCNI protocol versions supported: %s\n", c.name(), envCommand, strings.Join(supported, ", "))
 		return 0
 	case "VERSION":
 		err = c.print(struct {
@@ -172,9 +178,17 @@ func (c *call) print(v any) error {
 	return nil
 }
 
+// name returns the program's.
+func (c *call) name() string {
+	if c.wrapper != nil {
+		return "cni-wrapper-plugin"
+	}
+	return "silk-cni"
+}
+
 // warn says something that the runtime's operator may want to know of an operation that succeeds.
 func (c *call) warn(format string, args ...any) {
-	fmt.Fprintf(c.env.Stderr, "silk-cni: %s %s: %s\n", c.command, c.container, fmt.Sprintf(format, args...))
+	fmt.Fprintf(c.env.Stderr, "%s: %s %s: %s\n", c.name(), c.command, c.container, fmt.Sprintf(format, args...))
 }
 
 func (c *call) dispatch(ctx context.Context) error {
@@ -188,6 +202,11 @@ func (c *call) dispatch(ctx context.Context) error {
 	var err error
 	if c.input, err = io.ReadAll(io.LimitReader(c.env.Stdin, maxInput+1)); err != nil || len(c.input) > maxInput {
 		return &failure{code: codeIO, msg: "read network configuration from stdin", err: err}
+	}
+	if c.wrapper != nil {
+		if err := c.unwrap(cmd.config); err != nil {
+			return err
+		}
 	}
 	if c.cfg, err = decode(c.input, !cmd.config); err != nil {
 		if c.command == "STATUS" && c.cfg.CNIVersion != "" {

@@ -24,6 +24,9 @@ func (c *call) del(ctx context.Context) error {
 			ns = nil
 		}
 	}
+	if c.wrapper != nil && c.wrapper.unreadable {
+		return c.detachAnywhere(ctx, dir, ns)
+	}
 	return c.detach(ctx, dir, c.key(), ns)
 }
 
@@ -42,6 +45,9 @@ func (c *call) detach(ctx context.Context, dir *endpoint.Dir, k endpoint.Key, ns
 func (c *call) leaveStore(ctx context.Context, r endpoint.Record) {
 	if err := c.storeDelete(ctx, r); err != nil {
 		c.warn("container stays in the store: %v", err)
+	}
+	if err := c.metadataDelete(ctx, r); err != nil {
+		c.warn("container stays in the store of metadata: %v", err)
 	}
 }
 

@@ -15,6 +15,10 @@ import (
 
 // injected is the real plugin, still to be started in the host's namespace, with a system call that fails as strace(1) words it.
 func (h *host) injected(fault, command, config string, env map[string]string) *exec.Cmd {
+	return h.injectedInto("silk-cni", fault, command, config, env)
+}
+
+func (h *host) injectedInto(program, fault, command, config string, env map[string]string) *exec.Cmd {
 	h.t.Helper()
 	strace, err := exec.LookPath("strace")
 	testkit.Require(h.t, "tools", err)
@@ -22,7 +26,7 @@ func (h *host) injected(fault, command, config string, env map[string]string) *e
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	cmd := exec.Command("nsenter", "--net="+fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), h.ns.FD()), strace, "-f", "-qq", "-o", "/dev/null", "-e", "inject="+fault, filepath.Join(dir, "silk-cni"))
+	cmd := exec.Command("nsenter", "--net="+fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), h.ns.FD()), strace, "-f", "-qq", "-o", "/dev/null", "-e", "inject="+fault, filepath.Join(dir, program))
 	cmd.Stdin = strings.NewReader(config)
 	cmd.Env = []string{"CNI_COMMAND=" + command, "GOMAXPROCS=1"}
 	for k, v := range env {

@@ -135,6 +135,9 @@ func groupOf(metadata []byte) (string, error) {
 
 // plain words a result as print does; false when it is not plain.
 func (r result) plain() ([]byte, bool) {
+	if r.DNS != nil {
+		return nil, false
+	}
 	var w plainjson.Writer
 	w.Begin("", '{')
 	w.Text("cniVersion", r.CNIVersion)

@@ -12,6 +12,11 @@ type result struct {
 	Interfaces []resultDevice `json:"interfaces"`
 	IPs        []resultIP     `json:"ips"`
 	Routes     []resultRoute  `json:"routes"`
+	DNS        *resultDNS     `json:"dns,omitempty"`
+}
+
+type resultDNS struct {
+	Nameservers []string `json:"nameservers"`
 }
 
 type resultDevice struct {

@@ -41,15 +41,22 @@ func storeKey(netns, container string) string {
 
 // storePut enters the endpoint.
 func (c *call) storePut(ctx context.Context, r endpoint.Record) error {
-	handle := storeKey(r.Path, r.Container)
-	return c.storeUpdate(ctx, func(entries map[string]json.RawMessage) bool {
-		v, err := json.Marshal(storeEntry{handle, r.Address().String(), nil})
-		if err != nil || bytes.Equal(entries[handle], v) {
-			return false
-		}
-		entries[handle] = v
-		return true
-	})
+	return c.storeUpdate(ctx, func(entries map[string]json.RawMessage) bool { return storeEntryOf(r).put(entries) })
+}
+
+// storeEntryOf returns the endpoint's entry.
+func storeEntryOf(r endpoint.Record) storeEntry {
+	return storeEntry{storeKey(r.Path, r.Container), r.Address().String(), nil}
+}
+
+// put enters e and reports whether that changes anything.
+func (e storeEntry) put(entries map[string]json.RawMessage) bool {
+	v, err := json.Marshal(e)
+	if err != nil || bytes.Equal(entries[e.Handle], v) {
+		return false
+	}
+	entries[e.Handle] = v
+	return true
 }
 
 // storeDelete removes the endpoint, by the handles it may have and by its address. What has such a handle and the address of
@@ -124,7 +131,7 @@ func (c *call) storeUpdate(ctx context.Context, change func(map[string]json.RawM
 	entries, err := parseStore(b)
 	dirty := false
 	if err != nil {
-		if entries, err = c.mendStore(path, err); err != nil {
+		if entries, err = c.mendStore(path, err, storeEntryOf); err != nil {
 			return err
 		}
 		dirty = true
@@ -190,7 +197,7 @@ func lockStore(ctx context.Context, path string) (*os.File, error) {
 }
 
 // mendStore keeps the store that could not be understood and returns what the endpoint records say should be in it.
-func (c *call) mendStore(path string, cause error) (map[string]json.RawMessage, error) {
+func (c *call) mendStore(path string, cause error, entry func(endpoint.Record) storeEntry) (map[string]json.RawMessage, error) {
 	// A second name needs no room, and the file that replaces it gets the first. The inode's number keeps attempts that fail
 	// from leaving one each.
 	st, err := os.Stat(path)
@@ -212,27 +219,32 @@ func (c *call) mendStore(path string, cause error) (map[string]json.RawMessage, 
 		return nil, err
 	}
 	for _, r := range records {
-		h := storeKey(r.Path, r.Container)
-		v, err := json.Marshal(storeEntry{h, r.Address().String(), nil})
+		e := entry(r)
+		v, err := json.Marshal(e)
 		if err != nil {
 			return nil, err
 		}
-		entries[h] = v
+		entries[e.Handle] = v
 	}
 	return entries, nil
 }
 
-// replaceStore puts a new file in the place of f, which is locked, with its owner and mode.
+// replaceStore puts a new file with the entries in the place of f, which is locked, with its owner and mode.
 func replaceStore(f *os.File, path string, entries map[string]json.RawMessage) error {
 	b, err := json.Marshal(entries)
 	if err != nil {
 		return err
 	}
+	return replaceFile(f, path, append(b, '\n'))
+}
+
+// replaceFile puts a new file in the place of f, with its owner and mode. The caller holds the lock that its writers take.
+func replaceFile(f *os.File, path string, content []byte) error {
 	t, err := os.OpenFile(tempOf(path), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = t.Write(append(b, '\n'))
+	_, err = t.Write(content)
 	if err == nil {
 		err = kernel.SameOwner(t, f)
 	}
