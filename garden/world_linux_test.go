@@ -260,7 +260,7 @@ func dumpFiles(t testing.TB, dirs ...string) string {
 			if os.IsNotExist(err) {
 				return nil
 			}
-			if err != nil || d.IsDir() || strings.HasPrefix(d.Name(), ".cursor-") {
+			if err != nil || d.IsDir() || strings.HasPrefix(d.Name(), ".cursor-") || d.Name() == ".ports" {
 				return err
 			}
 			b, _ := os.ReadFile(path)
