@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -85,7 +86,8 @@ func (c *call) check(ctx context.Context) error {
 }
 
 // compare returns the differences that matter: a plugin that came after us may have changed the interface's MTU and routes, and
-// the result says so. (With another hardware address the host would not reach it.) It adds what is missing in the result.
+// the result says so; of a lower MTU it need not, since tuning does not. (With another hardware address the host would not reach it.)
+// It adds what is missing in the result.
 func (p *previous) compare(r endpoint.Record, diffs []endpoint.Difference) []string {
 	var found []string
 	mtu, defaulted := r.MTU, true
@@ -111,7 +113,11 @@ func (p *previous) compare(r endpoint.Record, diffs []endpoint.Difference) []str
 		}
 	}
 	for _, d := range diffs {
-		changed := d.What == "mtu of "+r.Interface && d.Have == fmt.Sprint(mtu)
+		changed := false
+		if d.What == "mtu of "+r.Interface {
+			have, err := strconv.Atoi(d.Have)
+			changed = have == mtu || p != nil && err == nil && have >= minMTU && have < r.MTU
+		}
 		if !changed && (defaulted || !strings.HasPrefix(d.What, endpoint.DefaultRoute)) {
 			found = append(found, d.String())
 		}

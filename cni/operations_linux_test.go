@@ -416,13 +416,20 @@ func TestCheck(t *testing.T) {
 	if _, text := h.run("CHECK", prev("10.255.30.2/32", "10.255.30.9/32"), c.env()).failure(t); !strings.Contains(text, "address 10.255.30.2 is missing in prevResult") {
 		t.Error(text)
 	}
-	// A plugin that came after us changed the interface, and says so in the result.
+	// A plugin that came after us changed the interface, and says so in the result; of a lower MTU, none does.
 	ip(t, c.ns, "link", "set", "eth0", "mtu", "1300")
-	if _, text := h.run("CHECK", prev(), c.env()).failure(t); !strings.Contains(text, "mtu of eth0 is 1300: expected 1450") {
+	if _, text := h.run("CHECK", h.config(), c.env()).failure(t); !strings.Contains(text, "mtu of eth0 is 1300: expected 1450") {
+		t.Error(text)
+	}
+	if a := h.run("CHECK", prev(), c.env()); a.code != 0 {
+		t.Errorf("%+v", a)
+	}
+	ip(t, c.ns, "link", "set", "eth0", "mtu", "1500")
+	if _, text := h.run("CHECK", prev(), c.env()).failure(t); !strings.Contains(text, "mtu of eth0 is 1500: expected 1450") {
 		t.Error(text)
 	}
 	if a := h.run("CHECK", prev(`"mtu": 1450,
-            "sandbox"`, `"mtu": 1300,
+            "sandbox"`, `"mtu": 1500,
             "sandbox"`), c.env()); a.code != 0 {
 		t.Errorf("%+v", a)
 	}
