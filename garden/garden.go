@@ -72,6 +72,7 @@ func oneLine(s string) string {
 
 var actions = map[string]func(*networker, context.Context) error{
 	"up": (*networker).up, "down": (*networker).down,
+	"net-in": (*networker).netIn, "net-out": (*networker).netOut, "bulk-net-out": (*networker).bulkNetOut,
 }
 
 func (n *networker) run(ctx context.Context) error {

@@ -23,15 +23,19 @@ func TestKilledAtEverySystemCall(t *testing.T) {
 	c.up("first", in, first)
 	c.down("first")
 	before, kills := c.dump(), 0
-	for _, action := range []string{"up", "down"} {
+	for _, action := range []string{"up", "down", "net-in"} {
 		for _, call := range []string{"renameat", "unlinkat", "write", "flock", "mount", "umount2", "fsync", "fchmod"} {
 			for n, killed := 1, true; killed && n < 30; n++ {
 				handle := fmt.Sprintf("%s-%s-%d", action, call, n)
 				_, f := c.container()
-				if action == "down" {
+				stdin := in
+				if action != "up" {
 					c.up(handle, in, f)
 				}
-				real := c.command(in, "--configFile="+c.path("adapter.json"), "--action", action, "--handle", handle)
+				if action == "net-in" {
+					stdin = `{"HostPort":9000,"ContainerPort":22}`
+				}
+				real := c.command(stdin, "--configFile="+c.path("adapter.json"), "--action", action, "--handle", handle)
 				cmd := exec.Command(strace, append([]string{"-f", "-qq", "-o", "/dev/null", "-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", call, n)}, real.Args...)...)
 				cmd.Path, cmd.Stdin = strace, real.Stdin
 				cmd.Args[len(cmd.Args)-len(real.Args)] = filepath.Join(programs, "garden-external-networker")
@@ -51,6 +55,11 @@ func TestKilledAtEverySystemCall(t *testing.T) {
 				if action == "up" && n%2 == 0 { // Garden may as well go on
 					if got := c.up(handle, in, f).ports(t); len(got) != 1 || got[0].HostPort != 61000 {
 						t.Errorf("%s: the next up got %v", handle, got)
+					}
+				}
+				if action == "net-in" {
+					if a := c.run(action, handle, stdin); a.code != 0 || len(c.record(handle).PortMaps) != 2 {
+						t.Errorf("%s: the next net-in: %+v, %v", handle, a, c.record(handle).PortMaps)
 					}
 				}
 				c.down(handle)

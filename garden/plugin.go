@@ -1,7 +1,9 @@
 package garden
 
 import (
+	"cmp"
 	"encoding/json"
+	"net/netip"
 
 	"code.cloudfoundry.org/silk/endpoint"
 	"github.com/containernetworking/cni/libcni"
@@ -13,7 +15,8 @@ type pluginKeys struct {
 	EndpointDir string      `json:"endpointDir"`
 	PolicyAgent string      `json:"policy_agent_force_poll_address"`
 	Policy      string      `json:"policy"`
-	Delegate    *pluginKeys `json:"delegate"` // of the wrapper: silk-cni's
+	Instance    string      `json:"instance_address"` // of the wrapper: where ports lead to containers
+	Delegate    *pluginKeys `json:"delegate"`         // of the wrapper: silk-cni's
 }
 
 // ours returns the keys of our plugin in a list, which may be nil; zero when it has none.
@@ -26,12 +29,22 @@ func ours(list *libcni.NetworkConfigList) pluginKeys {
 		if json.Unmarshal(p.Bytes, &k) != nil || k.Type != "silk-cni" && k.Type != "cni-wrapper-plugin" {
 			continue
 		}
-		if k.Delegate != nil {
-			k.EndpointDir = k.Delegate.EndpointDir
+		if d := k.Delegate; d != nil {
+			k.EndpointDir = d.EndpointDir
+			k.Policy, k.PolicyAgent = cmp.Or(d.Policy, k.Policy), cmp.Or(d.PolicyAgent, k.PolicyAgent)
 		}
 		return k
 	}
 	return pluginKeys{}
+}
+
+// instance returns the address that ports are mapped at, zero for all of the host.
+func (k pluginKeys) instance() netip.Addr {
+	if k.Type != "cni-wrapper-plugin" {
+		return netip.Addr{}
+	}
+	a, _ := netip.ParseAddr(k.Instance) // one that is none has failed the up
+	return a
 }
 
 // endpointDir returns where the records of endpoints are.

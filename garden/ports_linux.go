@@ -36,8 +36,9 @@ type portState struct {
 // portRequest asks for a port of the host; 0 for any of the pool.
 type portRequest int
 
-// acquire gives the container the ports that it asks for, in their order, all or none, and returns those that it did not have yet apart. again
-// lets it have ports anew that it has and does not ask for by number: an operation that was killed has left them.
+// acquire gives the container the ports that it asks for, in their order, all or none, and returns those that it did not have yet apart. Those that it
+// has in the file, and that do not lead to it, it gets first: an operation that was killed has left them. again is an up's: those that lead
+// to it are asked for again.
 func (p *pool) acquire(ctx context.Context, handle string, want []portRequest, again bool) (ports, added []int, err error) {
 	if len(want) == 0 {
 		return nil, nil, nil
@@ -59,9 +60,11 @@ func (p *pool) acquire(ctx context.Context, handle string, want []portRequest, a
 			c.own(h, list)
 		}
 		mine := s.Acquired[handle]
-		if c.again = again; again {
-			c.left = slices.Clone(mine)
+		c.leads = recorded[handle]
+		if again {
+			c.leads = nil
 		}
+		c.left = slices.DeleteFunc(slices.Clone(mine), func(p int) bool { return slices.Contains(c.leads, p) })
 		if ports, err = c.choose(handle, want); err != nil {
 			return err
 		}
@@ -97,8 +100,8 @@ type chooser struct {
 	pool  *pool
 	host  inUse
 	owner map[int]string // containers' handles
-	again bool
-	left  []int // to be given to the same container again
+	leads []int          // to the container, and stay
+	left  []int          // to be given to the same container again
 }
 
 func (c *chooser) own(handle string, ports []int) {
@@ -125,7 +128,7 @@ func (c *chooser) choose(handle string, want []portRequest) ([]int, error) {
 			return nil, fmt.Errorf("acquire port: port %d is asked for twice", p)
 		case taken && h != handle:
 			return nil, fmt.Errorf("acquire port: port %d is container %s's", p, h)
-		case taken && !c.again:
+		case slices.Contains(c.leads, p):
 			return nil, fmt.Errorf("acquire port: port %d leads to the container already", p)
 		case !taken && c.host.listens[p]:
 			return nil, fmt.Errorf("acquire port: port %d: a program of the host listens on it", p)
