@@ -3,6 +3,7 @@ package cni
 import (
 	"encoding/json"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -165,4 +166,27 @@ func TestReadAnswer(t *testing.T) {
 			t.Errorf("%q passed: %q", bad, got)
 		}
 	}
+}
+
+// FuzzWrapper: whatever the wrapper's configuration is, what undoes gets a configuration that it can work with.
+func FuzzWrapper(f *testing.F) {
+	f.Add(`{"cniVersion":"1.0.0","name":"cni-wrapper","delegate":{"type":"silk-cni","name":"silk"},"runtimeConfig":{"portMappings":[{"host_port":1,"container_port":2},{"HOSTIP":"1.2.3.4"}]},"metadata":{"a":1},"instance_address":"10.0.0.1"}`)
+	f.Add(`{"Delegate":{"Name":"x","CNIVersion":7},"runtimeConfig":{"portMappings":[null]},"CNIVERSION":"9"}`)
+	f.Add(`{"delegate":null,"runtimeConfig":[],"dns_servers":[7]}`)
+	f.Add(`[`)
+	f.Fuzz(func(t *testing.T, input string) {
+		for _, command := range []string{"DEL", "ADD"} {
+			c := &call{wrapper: new(wrapper), command: command, input: []byte(input)}
+			if err := c.unwrap(command == "ADD"); err != nil {
+				if command == "DEL" {
+					t.Fatalf("DEL: %v", err)
+				}
+				continue
+			}
+			cfg, err := decode(c.input, command == "DEL")
+			if command == "DEL" && (err != nil || !slices.Contains(supported, cfg.CNIVersion)) {
+				t.Fatalf("%q is for a DEL %s: %v", input, c.input, err)
+			}
+		}
+	})
 }

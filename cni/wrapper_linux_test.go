@@ -300,3 +300,32 @@ func TestWrapperKilled(t *testing.T) {
 		t.Errorf("killed %d times only: the test does not tell much", kills)
 	}
 }
+
+// TestWrapperPorts: ports lead to the container from the instance's address, unless the runtime says another.
+func TestWrapperPorts(t *testing.T) {
+	h := newHost(t)
+	c := h.container("c1")
+	ip(t, h.ns, "link", "add", "up0", "type", "veth", "peer", "name", "up1")
+	ip(t, h.ns, "link", "set", "up0", "up")
+	ip(t, h.ns, "addr", "add", "10.0.16.15/24", "dev", "up0")
+	ip(t, h.ns, "addr", "add", "10.0.16.16/24", "dev", "up0")
+	if a := h.runWrapper("ADD", h.wrapped("runtimeConfig", map[string]any{"portMappings": []any{
+		map[string]int{"host_port": 61000, "container_port": 8080}, map[string]any{"HostPort": 61001, "ContainerPort": 8080, "HostIP": "10.0.16.16"},
+	}, "netOutRules": nil}), c.env()); a.code != 0 {
+		t.Fatal(a.stdout)
+	}
+	for _, to := range []string{"10.0.16.15:61000", "10.0.16.16:61001"} {
+		if err := reaches(t, h.ns, c.ns, "0.0.0.0:8080", to); err != nil {
+			t.Errorf("%s: %v", to, err)
+		}
+	}
+	for _, to := range []string{"10.0.16.16:61000", "10.0.16.15:61001"} {
+		if _, err := fetch(h.ns, to); err == nil {
+			t.Errorf("%s leads to the container", to)
+		}
+	}
+	if a := h.runWrapper("DEL", h.wrapped(), c.env()); a.code != 0 {
+		t.Error(a.stdout)
+	}
+	h.clean()
+}
