@@ -58,6 +58,15 @@ type Ruleset struct {
 	Groups       []Group
 	Ingress      []Ingress
 	Services     []Service
+	Log          Log // Compile leaves it out: it is a switch, and no matter of who may talk to whom
+}
+
+// Log says which new connections the flow log is told of. The zero value is none.
+type Log struct {
+	C2C    bool // between containers, and what containers are refused besides: accepted and denied
+	Egress bool // from containers to the outside of the overlay, whether or not a security group's rule asks for it
+	Denied int  // lines a second about denied packets, for each container; 0: 1
+	UDP    int  // lines a second about accepted connections of udp, for each container; 0: 100
 }
 
 // Source is an address that a device may send from, and the tag that its packets bear inside the overlay: 0 if its group has none.

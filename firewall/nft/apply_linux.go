@@ -121,6 +121,9 @@ func (e *encoder) set(name string) {
 		b.Attr(unix.NFTA_SET_DATA_TYPE, big32(typeVerdict))
 		b.Attr(unix.NFTA_SET_DATA_LEN, big32(0))
 	}
+	if k.size() != 0 {
+		nest(b, unix.NFTA_SET_DESC, func() { b.Attr(unix.NFTA_SET_DESC_SIZE, big32(k.size())) })
+	}
 	if k.flags&flagConcat == 0 {
 		return
 	}

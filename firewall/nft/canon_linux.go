@@ -16,18 +16,22 @@ import (
 func canonical(list []byte) string {
 	var b strings.Builder
 	for _, item := range kernel.Attrs(list) {
-		name, data := "", []byte(nil)
-		for t, v := range kernel.Attrs(item) {
-			switch t {
-			case unix.NFTA_EXPR_NAME:
-				name = kernel.Text(v)
-			case unix.NFTA_EXPR_DATA:
-				data = v
-			}
-		}
-		b.WriteString(name + attributes(name, data, 0) + ";")
+		b.WriteString(expression(item) + ";")
 	}
 	return b.String()
+}
+
+func expression(item []byte) string {
+	name, data := "", []byte(nil)
+	for t, v := range kernel.Attrs(item) {
+		switch t {
+		case unix.NFTA_EXPR_NAME:
+			name = kernel.Text(v)
+		case unix.NFTA_EXPR_DATA:
+			data = v
+		}
+	}
+	return name + attributes(name, data, 0)
 }
 
 // nested says which attributes of an expression hold attributes: at each depth, by the expression's name.
@@ -44,6 +48,8 @@ func attributes(name string, data []byte, depth int) string {
 		switch {
 		case depth == 0 && slices.Contains(nested[name], t), depth == 1 && name == "immediate" && t == unix.NFTA_DATA_VERDICT:
 			out = append(out, number+"("+attributes(name, v, depth+1)+")")
+		case name == "dynset" && depth == 0 && t == unix.NFTA_DYNSET_EXPR:
+			out = append(out, number+"("+expression(v)+")")
 		case name == "objref" && t == unix.NFTA_OBJREF_IMM_NAME: // the library sends it without the final zero
 			out = append(out, number+"="+kernel.Text(v))
 		case depth > 0 || len(bytes.Trim(v, "\x00")) > 0:

@@ -4,6 +4,7 @@ import (
 	"math/bits"
 	"net/netip"
 
+	"code.cloudfoundry.org/silk/flow"
 	"code.cloudfoundry.org/silk/identity"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -74,6 +75,7 @@ type frame struct {
 	router       identity.Tag
 	connMask     uint32
 	ended        bool // the set of what Cut ended is not empty
+	log          logs
 }
 
 // streams reports whether streams without answers are known by the marks of their connections: only where the tag is in the same bits as in a packet's.
@@ -175,12 +177,7 @@ func (f frame) chains() []chain {
 			// accept
 			newRule(accept()),
 		),
-		newChain(chainAny, noHook,
-			// ip saddr 10.255.0.0/16 accept
-			newRule(saddrIn(f.network), accept()),
-			// goto unmatched
-			newRule(goTo(chainUnknown)),
-		),
+		newChain(chainAny, noHook, f.any()...),
 		newChain(chainUnknown, noHook, f.unmatched()...),
 		// The kernel takes an ICMP error for part of the connection that it speaks of, whoever sends it, if that one's sender is who it is
 		// sent to. (In ct state established there are none, nor are there echo requests.)
@@ -197,7 +194,20 @@ func (f frame) chains() []chain {
 	}
 	out = append(out, f.allowing())
 	out = append(out, f.host()...)
-	return append(out, refusing()...)
+	return append(out, f.refusing()...)
+}
+
+func (f frame) any() []rule {
+	var rules []rule
+	if f.log.c2c {
+		// ip saddr 10.255.0.0/16 ... log
+		rules = f.log.rules(flow.Accepted, flow.C2C, "", receiver, saddrIn(f.network))
+	}
+	return append(rules,
+		// ip saddr 10.255.0.0/16 accept
+		newRule(saddrIn(f.network), accept()),
+		// goto unmatched
+		newRule(goTo(chainUnknown)))
 }
 
 func (f frame) toOverlay() []rule {
@@ -249,6 +259,9 @@ func (f frame) unmatched() []rule {
 func (f frame) allowing() chain {
 	// ct mark & 0x0000ffff != 0x00000000 accept
 	rules := []rule{newRule(connMark(expr.CmpOpNeq, f.connMask), accept())}
+	if f.log.c2c { // what has the tag was told of
+		rules = append(rules, f.log.rules(flow.Accepted, flow.C2C, "", receiver)...)
+	}
 	shift := bits.TrailingZeros32(f.connMask)
 	if shift == 0 {
 		// ct mark == 0x00000000 ct mark set meta mark & 0x0000ffff accept
@@ -306,7 +319,7 @@ func (f frame) host() []chain {
 	}
 }
 
-func refusing() []chain {
+func (f frame) refusing() []chain {
 	out := []chain{newChain(chainRefuse, noHook,
 		// meta l4proto tcp limit rate 100/second burst 100 packets reject with tcp reset
 		newRule(protocol("tcp", unix.IPPROTO_TCP), limit(answerRate, answerBurst), rejectReset()),
@@ -320,8 +333,13 @@ func refusing() []chain {
 		if r.answer != "" {
 			answer = goTo(r.answer)
 		}
+		var rules []rule
+		if f.log.c2c {
+			scope, whose := refusalLogs(r.reason)
+			rules = f.log.rules(flow.Denied, scope, string(r.reason), whose)
+		}
 		// counter name "no-policy" goto refuse
-		out = append(out, newChain("refuse-"+string(r.reason), noHook, newRule(count(string(r.reason)), answer)))
+		out = append(out, newChain("refuse-"+string(r.reason), noHook, append(rules, newRule(count(string(r.reason)), answer))...))
 	}
 	return out
 }

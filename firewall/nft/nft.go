@@ -15,6 +15,9 @@ type Options struct {
 	// ConnMask says in which bits of a connection's mark the tag of its source is kept: 16 in a row, by default 0x0000ffff.
 	ConnMask uint32
 
+	// LogGroup is the NFLOG group that is told of connections, by default LogGroup.
+	LogGroup uint16
+
 	// Unowned leaves the table to everybody, as it must be on kernels before 6.9.
 	Unowned bool
 }
@@ -46,6 +49,7 @@ const (
 // Stats is what the table has counted and holds.
 type Stats struct {
 	Refused  map[Reason]uint64 // packets, since the table was made
+	Unlogged uint64            // packets that the flow log would have been told of, but for the limits
 	Elements int               // that the last Set left
 	Owned    bool              // nobody else can change the table
 }

@@ -193,7 +193,7 @@ func (s *state) observeObjects(c *kernel.Conn) error {
 				typ = number(v)
 			}
 		}
-		if typ != unix.NFT_OBJECT_COUNTER || !slices.ContainsFunc(refusals, func(r refusal) bool { return string(r.reason) == name }) {
+		if typ != unix.NFT_OBJECT_COUNTER || !slices.Contains(counters(), name) {
 			s.odd = fmt.Sprintf("it has an object %.40q", name)
 		}
 		s.counts[name] = true
@@ -216,7 +216,7 @@ func (s *state) observeSets(c *kernel.Conn) error {
 		return err
 	}
 	for _, x := range s.sets {
-		if x.name == setEnded { // its elements are of no ruleset
+		if volatile(x.name) {
 			continue
 		}
 		ok := true
@@ -275,7 +275,7 @@ func parseSet(body []byte) (name string, ok bool) {
 	if k == nil {
 		return name, false
 	}
-	return name, flags == k.flags && keyType == k.keyType && keyLen == k.keyLen() && size == 0 && policy == 0 && (dataType == typeVerdict) == k.verdicts
+	return name, flags == k.flags && keyType == k.keyType && keyLen == k.keyLen() && size == k.size() && policy == 0 && (dataType == typeVerdict) == k.verdicts
 }
 
 func hasElements(body []byte) bool {

@@ -28,8 +28,8 @@ func stateOf(w *wish, owned bool) *state {
 	for _, c := range w.chains {
 		s.chains[c.name] = c.canon
 	}
-	for _, r := range refusals {
-		s.counts[string(r.reason)] = true
+	for _, name := range counters() {
+		s.counts[name] = true
 	}
 	for i := range w.sets {
 		s.sets[w.sets[i].name] = &w.sets[i]
@@ -64,9 +64,9 @@ func plan(w *wish, s *state, own bool) []change {
 	if !s.exists {
 		p.add(change{verb: "add", object: "table"})
 	}
-	for _, r := range refusals {
-		if !s.counts[string(r.reason)] {
-			p.add(change{verb: "add", object: "counter", name: string(r.reason)})
+	for _, name := range counters() {
+		if !s.counts[name] {
+			p.add(change{verb: "add", object: "counter", name: name})
 		}
 	}
 	p.makeChains(w, s)
@@ -74,6 +74,15 @@ func plan(w *wish, s *state, own bool) []change {
 	p.writeRules(w, s)
 	p.prune(w, s)
 	return p.changes
+}
+
+// counters returns the names of those that every table has.
+func counters() []string {
+	out := slices.Clone(logCounters)
+	for _, r := range refusals {
+		out = append(out, string(r.reason))
+	}
+	return out
 }
 
 type planner struct{ changes []change }

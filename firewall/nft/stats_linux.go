@@ -27,6 +27,12 @@ func (t *Table) Stats(ctx context.Context) (Stats, error) {
 		if _, ours := s.Refused[Reason(name)]; ours {
 			s.Refused[Reason(name)] = packets
 		}
+		switch name {
+		case countDenied, countUDP:
+			s.Unlogged += packets
+		case countDeniedSent, countUDPSent:
+			s.Unlogged -= packets
+		}
 		return nil
 	})
 	return s, err

@@ -26,6 +26,7 @@ type Table struct {
 	ns       *kernel.NS
 	ownsNS   bool
 	connMask uint32
+	logGroup uint16
 
 	mu    sync.Mutex
 	nf    *kernel.Conn
@@ -50,7 +51,7 @@ func Open(ns *kernel.NS, o Options) (*Table, error) {
 	if bits.OnesCount32(o.ConnMask) != 16 || o.ConnMask>>bits.TrailingZeros32(o.ConnMask) != tagMask {
 		return nil, fault.Invalidf("mask 0x%08x for marks of connections: expected 16 bits in a row, such as 0x0000ffff", o.ConnMask)
 	}
-	t := &Table{ns: ns, connMask: o.ConnMask, owned: !o.Unowned}
+	t := &Table{ns: ns, connMask: o.ConnMask, logGroup: cmp.Or(o.LogGroup, LogGroup), owned: !o.Unowned}
 	err := t.open()
 	if err == nil {
 		err = t.base()
@@ -133,7 +134,7 @@ func (t *Table) base() error {
 	if s.odd == "" && strings.HasPrefix(s.chains[chainForward], forward.String()+"\n") && strings.HasPrefix(s.chains[chainInput], input.String()+"\n") {
 		return nil
 	}
-	f := frame{network: netip.PrefixFrom(netip.IPv4Unspecified(), 0), vtep: defaultVTEP, connMask: t.connMask}
+	f := frame{network: netip.PrefixFrom(netip.IPv4Unspecified(), 0), vtep: defaultVTEP, connMask: t.connMask, log: logsOf(firewall.Log{}, t.logGroup)}
 	return t.send(plan(t.build.wish(f, &firewall.Ruleset{}, nil), s, t.owned), 0)
 }
 
@@ -158,7 +159,7 @@ func (t *Table) frame(rs *firewall.Ruleset) (frame, error) {
 	if rs.VTEP == "" || len(rs.VTEP) >= unix.IFNAMSIZ || strings.ContainsAny(rs.VTEP, "\"*\\\n") {
 		return frame{}, fault.Invalidf("VXLAN device %.40q: expected a device name such as silk-vtep", rs.VTEP)
 	}
-	return frame{network: rs.Network, vtep: rs.VTEP, unrestricted: rs.Unrestricted, router: rs.Router, connMask: t.connMask}, nil
+	return frame{network: rs.Network, vtep: rs.VTEP, unrestricted: rs.Unrestricted, router: rs.Router, connMask: t.connMask, log: logsOf(rs.Log, t.logGroup)}, nil
 }
 
 // Set makes the kernel enforce rs, which must not change afterwards. What takes effect does so in one transaction.

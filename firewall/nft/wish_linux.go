@@ -46,10 +46,19 @@ var (
 	kindAllow   = &setKind{"type mark . inet_proto . inet_service;", concat(typeMark, typeProtocol, typeService), []uint32{4, 1, 2}, 0, false}
 	kindRanges  = &setKind{"type mark . inet_proto . inet_service; flags interval;", concat(typeMark, typeProtocol, typeService), []uint32{4, 1, 2},
 		unix.NFT_SET_INTERVAL | flagConcat, false}
+	kindLog    = &setKind{"type ifname; size 4096; flags dynamic,timeout;", typeIfname, []uint32{16}, unix.NFT_SET_EVAL | unix.NFT_SET_TIMEOUT, false}
 	kindShards = &setKind{"type mark : verdict;", typeMark, []uint32{4}, unix.NFT_SET_MAP, true}
 	kindEnded  = &setKind{"type ipv4_addr . inet_service . ipv4_addr . inet_service . inet_proto; flags timeout;",
 		concat(typeIPv4, typeService, typeIPv4, typeService, typeProtocol), []uint32{4, 2, 4, 2, 1}, unix.NFT_SET_TIMEOUT, false}
 )
+
+// size is how many elements there can be; 0: any number.
+func (k *setKind) size() uint32 {
+	if k == kindLog {
+		return maxLimited
+	}
+	return 0
+}
 
 // keyLen is the length of a key in bytes: each field takes whole 32-bit words.
 func (k *setKind) keyLen() (n uint32) {
@@ -82,9 +91,14 @@ func kindOf(name string) *setKind {
 		return kindRanges
 	case "shards":
 		return kindShards
+	case "log":
+		return kindLog
 	}
 	return nil
 }
+
+// volatile reports whether the elements of a set are of no ruleset: packets and Cut write them.
+func volatile(name string) bool { return name == setEnded || kindOf(name) == kindLog }
 
 // elem is an element of one of the small sets: its key and, in a map, the chain that it leads to.
 type elem struct{ key, chain string }
@@ -140,7 +154,7 @@ func (b *builder) wish(f frame, rs *firewall.Ruleset, have map[string]*set) *wis
 	if len(b.made) > 4*(len(rs.Groups)+len(rs.Sources))+1024 {
 		clear(b.made)
 	}
-	w := &wish{frame: f, chains: slices.Clone(b.static), sets: small(rs, f.streams())}
+	w := &wish{frame: f, chains: slices.Clone(b.static), sets: small(rs, f)}
 	for _, tag := range senders(rs) {
 		w.chains = append(w.chains, b.chain(fromChain(tag), func() chain { return from(tag, f.streams()) }),
 			b.chain(awayChain(tag), func() chain { return away(f.vtep, tag) }))
@@ -203,7 +217,8 @@ func split(list []firewall.Allow) (singles, ranges []firewall.Allow) {
 }
 
 // small returns the sets that are no allowances.
-func small(rs *firewall.Ruleset, known bool) []set {
+func small(rs *firewall.Ruleset, f frame) []set {
+	known := f.streams()
 	streams := set{name: setStreams}
 	single := map[identity.Tag]bool{} // groups that have allowances for single ports
 	for _, g := range rs.Groups {
@@ -235,7 +250,7 @@ func small(rs *firewall.Ruleset, known bool) []set {
 	for _, i := range rs.Ingress {
 		ingress.elems = append(ingress.elems, elem{key: string(i.Address.AsSlice()) + port32(i.Port)})
 	}
-	all := []set{sources, own, to, streams, services, ingress, {name: setEnded}}
+	all := []set{sources, own, to, streams, services, ingress, {name: setEnded}, {name: f.log.deniedSet()}, {name: f.log.udpSet()}}
 	for _, s := range all {
 		slices.SortFunc(s.elems, compareElem)
 	}
