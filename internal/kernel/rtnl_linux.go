@@ -238,6 +238,19 @@ func (c *Conn) Close() error {
 	return unix.Close(c.fd)
 }
 
+// release gives the socket away. The connection is of no use for anything else afterwards.
+func (c *Conn) release() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.rb != nil {
+		spare.Store(c.rb)
+		c.rb = nil
+	}
+	fd := c.fd
+	c.fd = -1
+	return fd
+}
+
 // Do sends the batch in chunks and returns what the kernel refused, in the batch's order. The second result is a failure
 // of the conversation itself: then it is not known which requests were carried out.
 func (c *Conn) Do(b *Batch) ([]*RequestError, error) {
