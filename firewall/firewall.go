@@ -122,9 +122,23 @@ func (r *Ruleset) Allows(source identity.Tag, to netip.Addr, proto policy.Protoc
 			return true
 		}
 	}
-	g := r.Group(r.Destinations[i].Group)
+	_, ok = r.allowance(r.Destinations[i].Group, source, proto, port)
+	return ok
+}
+
+// Allowance returns the ports of the allowance by which a group may send to an address of this host; false if it has none.
+func (r *Ruleset) Allowance(source identity.Tag, to netip.Addr, proto policy.Protocol, port uint16) (policy.Ports, bool) {
+	i, ok := slices.BinarySearchFunc(r.Destinations, to, func(d Destination, a netip.Addr) int { return d.Address.Compare(a) })
+	if !ok {
+		return policy.Ports{}, false
+	}
+	return r.allowance(r.Destinations[i].Group, source, proto, port)
+}
+
+func (r *Ruleset) allowance(to, source identity.Tag, proto policy.Protocol, port uint16) (policy.Ports, bool) {
+	g := r.Group(to)
 	if g == nil {
-		return false
+		return policy.Ports{}, false
 	}
 	// The last allowance that begins at or before the port: no other of the same source and protocol reaches beyond it.
 	key := Allow{source, proto, policy.Ports{First: port, Last: 65535}}
@@ -132,7 +146,10 @@ func (r *Ruleset) Allows(source identity.Tag, to netip.Addr, proto policy.Protoc
 	if !ok {
 		j--
 	}
-	return j >= 0 && g.Allowed[j].Source == source && g.Allowed[j].Protocol == proto && g.Allowed[j].Ports.Contains(port)
+	if j < 0 || g.Allowed[j].Source != source || g.Allowed[j].Protocol != proto || !g.Allowed[j].Ports.Contains(port) {
+		return policy.Ports{}, false
+	}
+	return g.Allowed[j].Ports, true
 }
 
 // Group returns the group with a tag, nil if the ruleset has none.

@@ -72,6 +72,7 @@ type begun struct {
 	mark     uint32
 	scope    Scope
 	verdict  Verdict
+	missed   bool // the kernel did not know it when it was last asked
 }
 
 // New returns a Log that knows no names yet.
@@ -193,11 +194,17 @@ func (l *Log) inherited(e End, emit func(*Record)) {
 	emit(&r)
 }
 
-// Retain gives up the connections of which alive says that the kernel does not know them: their ends were missed.
-func (l *Log) Retain(now time.Time, alive func(Packet) bool, emit func(*Record)) {
+// Retain gives up the connections that began before the kernel was asked for those that it knows, if alive says twice in a row that they are none:
+// their ends were missed, or somebody else has dropped their first packet. Once may be an end that is still on its way here.
+func (l *Log) Retain(now, asked time.Time, alive func(Packet) bool, emit func(*Record)) {
 	for k, b := range l.open {
 		p := k.packet()
-		if alive(p) {
+		gone := b.start < asked.UnixNano() && !alive(p)
+		if !gone || !b.missed {
+			if gone != b.missed {
+				b.missed = gone
+				l.open[k] = b
+			}
 			continue
 		}
 		delete(l.open, k)

@@ -86,7 +86,7 @@ func TestRecords(t *testing.T) {
 		{"begun before", flow.Lines, false, flow.Options{Since: noon.Add(time.Second)}, []any{end}, ended},
 		{"too many", flow.Lines, false, flow.Options{Open: 1}, []any{flow.Logged{Time: noon, Verdict: flow.Accepted}, accepted, end}, begun + `,"end_unknown":true}` + "\n"},
 		{"denied, again, and again later", flow.Lines, false, flow.Options{}, []any{denied, denied, later(denied, time.Second), later(denied, 50*time.Second)},
-			`{"time":"2026-11-21T12:00:00.000005000Z","event":"denied","verdict":"denied","scope":"c2c","reason":"no policy tag 0002 -\u003e odd\n udp 53","packet":{"direction":"ingress","allowed":false,"src_ip":"10.255.7.9","dst_ip":"10.255.30.3","src_port":40000,"dst_port":53,"protocol":"UDP","mark":"0x30002","icmp_type":0,"icmp_code":0},"source":{"group":"","tag":"0002"},"destination":{"container_id":"c-\"odd","app_guid":"","space_guid":"","organization_guid":"","host_ip":"10.0.16.15","host_guid":"cell-1","group":"odd\n"}}` + "\n"},
+			`{"time":"2026-11-21T12:00:00.000005000Z","event":"denied","verdict":"denied","scope":"c2c","reason":"no policy tag 0002 -> odd\n udp 53","packet":{"direction":"ingress","allowed":false,"src_ip":"10.255.7.9","dst_ip":"10.255.30.3","src_port":40000,"dst_port":53,"protocol":"UDP","mark":"0x30002","icmp_type":0,"icmp_code":0},"source":{"group":"","tag":"0002"},"destination":{"container_id":"c-\"odd","app_guid":"","space_guid":"","organization_guid":"","host_ip":"10.0.16.15","host_guid":"cell-1","group":"odd\n"}}` + "\n"},
 		{"deployed, pretty", flow.RFC3339, false, flow.Options{}, []any{accepted, end},
 			`{"timestamp":"2026-11-21T12:00:00.000005000Z","level":"info","source":"cfnetworking.iptables","message":"cfnetworking.iptables.ingress-allowed","data":{"destination":` + api + `},` + lagerPacket + "}}\n"},
 		{"deployed, old, out", flow.Epoch, false, flow.Options{}, []any{ping},
@@ -164,7 +164,15 @@ func TestRetain(t *testing.T) {
 		l.Packet(flow.Logged{Time: noon, Verdict: flow.Accepted, Packet: p}, func(*flow.Record) {})
 	}
 	var got []flow.Record
-	l.Retain(noon.Add(time.Minute), func(p flow.Packet) bool { return p == kept }, func(r *flow.Record) { got = append(got, *r) })
+	retain := func(asked time.Time) {
+		l.Retain(noon.Add(time.Minute), asked, func(p flow.Packet) bool { return p == kept }, func(r *flow.Record) { got = append(got, *r) })
+	}
+	retain(noon)
+	retain(noon.Add(time.Second))
+	if len(got) > 0 {
+		t.Errorf("given up too soon: %+v", got)
+	}
+	retain(noon.Add(time.Second))
 	if len(got) != 1 || got[0].Packet != lost || !got[0].EndUnknown || l.Open() != 1 {
 		t.Errorf("given up: %+v, %d open", got, l.Open())
 	}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"code.cloudfoundry.org/silk/firewall"
+	"code.cloudfoundry.org/silk/firewall/nft"
+	"code.cloudfoundry.org/silk/flow"
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/internal/config"
 	"code.cloudfoundry.org/silk/internal/service"
@@ -21,48 +23,65 @@ import (
 
 // Config is the configuration of vxlan-policy-agent. Durations are in seconds.
 type Config struct {
-	PolicyServerURL string   `json:"policy_server_url"`                // of the internal API; several are separated by commas
-	CACertFile      string   `json:"ca_cert_file"`                     // PEM, as the next two
-	ClientCertFile  string   `json:"client_cert_file"`                 //
-	ClientKeyFile   string   `json:"client_key_file"`                  //
-	ClientTimeout   int      `json:"client_timeout_seconds"`           // of one call to policy-server
-	PollInterval    int      `json:"poll_interval"`                    // between two looks at a server that cannot be watched
-	Host            string   `json:"host"`                             // by which policy-server knows this host; default the first of underlay_ips
-	UnderlayIPs     []string `json:"underlay_ips"`                     // addresses of this host outside the overlay
-	OverlayNetwork  string   `json:"overlay_network"`                  // in CIDR notation
-	VTEPName        string   `json:"vtep_name"`                        // of the VXLAN device
-	EndpointDir     string   `json:"endpoint_dir"`                     // records of attached containers
-	Datastore       string   `json:"cni_datastore_path"`               // container metadata of the deployed wrapper plugin; "" means none
-	StateDir        string   `json:"state_dir"`                        // outlives a reboot
-	DebugHost       string   `json:"debug_server_host"`                //
-	DebugPort       int      `json:"debug_server_port"`                // debug, metrics and health
-	ForceHost       string   `json:"force_policy_poll_cycle_host"`     //
-	ForcePort       int      `json:"force_policy_poll_cycle_port"`     // what the CNI plugins ask
-	LogLevel        string   `json:"log_level"`                        // debug, info, warn, error
-	Ingress         bool     `json:"enable_overlay_ingress_rules"`     // containers accept the overlay's routers on their declared ports
-	Open            bool     `json:"disable_container_network_policy"` // everything between containers is allowed
-	KeepEstablished bool     `json:"keep_established"`                 // a removed policy does not end connections
-	TCPServices     []string `json:"host_tcp_services"`                // of this host that containers may reach: address:port
-	UDPServices     []string `json:"host_udp_services"`                //
-	DNSServers      []string `json:"dns_servers"`                      // link-local ones may be asked by containers
-	MaxTag          int      `json:"max_tag"`                          // highest tag to use, where other software needs bits of the mark
-	ConnMask        uint32   `json:"conntrack_mark_mask"`              // 16 bits in a row of a connection's mark that tell its source
-	C2CLogging      bool     `json:"iptables_c2c_logging"`             // initial value of a switch: see docs/operate/policy-agent.md
-	ASGSyncing      bool     `json:"enable_asg_syncing"`               // there is none here: see docs/operate/policy-agent.md
+	PolicyServerURL string   `json:"policy_server_url"`                  // of the internal API; several are separated by commas
+	CACertFile      string   `json:"ca_cert_file"`                       // PEM, as the next two
+	ClientCertFile  string   `json:"client_cert_file"`                   //
+	ClientKeyFile   string   `json:"client_key_file"`                    //
+	ClientTimeout   int      `json:"client_timeout_seconds"`             // of one call to policy-server
+	PollInterval    int      `json:"poll_interval"`                      // between two looks at a server that cannot be watched
+	Host            string   `json:"host"`                               // by which policy-server knows this host; default the first of underlay_ips
+	UnderlayIPs     []string `json:"underlay_ips"`                       // addresses of this host outside the overlay
+	OverlayNetwork  string   `json:"overlay_network"`                    // in CIDR notation
+	VTEPName        string   `json:"vtep_name"`                          // of the VXLAN device
+	EndpointDir     string   `json:"endpoint_dir"`                       // records of attached containers
+	Datastore       string   `json:"cni_datastore_path"`                 // container metadata of the deployed wrapper plugin; "" means none
+	StateDir        string   `json:"state_dir"`                          // outlives a reboot
+	DebugHost       string   `json:"debug_server_host"`                  //
+	DebugPort       int      `json:"debug_server_port"`                  // debug, metrics and health
+	ForceHost       string   `json:"force_policy_poll_cycle_host"`       //
+	ForcePort       int      `json:"force_policy_poll_cycle_port"`       // what the CNI plugins ask
+	LogLevel        string   `json:"log_level"`                          // debug, info, warn, error
+	Ingress         bool     `json:"enable_overlay_ingress_rules"`       // containers accept the overlay's routers on their declared ports
+	Open            bool     `json:"disable_container_network_policy"`   // everything between containers is allowed
+	KeepEstablished bool     `json:"keep_established"`                   // a removed policy does not end connections
+	TCPServices     []string `json:"host_tcp_services"`                  // of this host that containers may reach: address:port
+	UDPServices     []string `json:"host_udp_services"`                  //
+	DNSServers      []string `json:"dns_servers"`                        // link-local ones may be asked by containers
+	MaxTag          int      `json:"max_tag"`                            // highest tag to use, where other software needs bits of the mark
+	ConnMask        uint32   `json:"conntrack_mark_mask"`                // 16 bits in a row of a connection's mark that tell its source
+	C2CLogging      bool     `json:"iptables_c2c_logging"`               // initial value of a switch: see docs/operate/policy-agent.md
+	ASGLogging      bool     `json:"iptables_asg_logging"`               // likewise, of connections to the outside of the overlay
+	DeniedLogs      int      `json:"iptables_denied_logs_per_sec"`       // lines of the flow log about refusals, for each container
+	UDPLogs         int      `json:"iptables_accepted_udp_logs_per_sec"` // and about accepted connections of udp
+	FlowLog         FlowLog  `json:"flow_log"`
+	ASGSyncing      bool     `json:"enable_asg_syncing"` // there is none here: see docs/operate/policy-agent.md
 }
+
+// FlowLog says where the flow log's lines go. It is switched on and off by other keys, and at run time.
+type FlowLog struct {
+	File     string `json:"file"`        // lines are appended to; may be renamed or removed at any time. "" means none: silk flows shows records all the same
+	Format   string `json:"format"`      // silk, or rfc3339 or deprecated as of the deployed iptables-logger
+	Begun    bool   `json:"begun"`       // with format silk: a line when a connection begins too
+	HostIP   string `json:"host_ip"`     // in each line; default host
+	HostGUID string `json:"host_guid"`   // likewise; default none
+	Group    int    `json:"nflog_group"` // by which the kernel tells of packets, where another program uses ours
+}
+
+// maxLogs bounds lines of the flow log a second: what limits more is no limit.
+const maxLogs = 1_000_000
 
 // DefaultConfig returns the values that hold for keys a file leaves out.
 func DefaultConfig() Config {
 	return Config{
 		ClientTimeout: 5, PollInterval: 5, OverlayNetwork: "10.255.0.0/16", VTEPName: "silk-vtep", EndpointDir: "/run/silk/endpoints",
 		MaxTag: int(identity.MaxTag), ConnMask: 0xffff, StateDir: "/var/lib/silk/policy-agent", DebugHost: "127.0.0.1", DebugPort: 8721, ForceHost: "127.0.0.1", ForcePort: 8722, LogLevel: "info",
+		DeniedLogs: 1, UDPLogs: 100, FlowLog: FlowLog{Format: flow.Lines.String(), Group: nft.LogGroup},
 	}
 }
 
 // ignored are keys that existing deployments render and that mean nothing here.
 var ignored = []string{
 	"asg_poll_interval", "vni", "metron_address", "iptables_lock_file", "log_prefix", "loggregator", "deny_networks", "outbound_connections",
-	"iptables_asg_logging", "iptables_accepted_udp_logs_per_sec", "iptables_denied_logs_per_sec",
 }
 
 // Load reads the file at path over the defaults. Warnings are for the log. What is wrong with the content is fault.Invalid.
@@ -110,6 +129,11 @@ func (c *Config) Validate(p *config.Problems) {
 	if bits.OnesCount32(c.ConnMask) != 16 || c.ConnMask>>bits.TrailingZeros32(c.ConnMask) != 0xffff {
 		p.Addf("conntrack_mark_mask", "%#x: expected 16 bits in a row, such as 65535", c.ConnMask)
 	}
+	if c.DeniedLogs < 0 || c.DeniedLogs > maxLogs { // deployed agents take 0
+		p.Addf("iptables_denied_logs_per_sec", "%d: expected 0 to %d", c.DeniedLogs, maxLogs)
+	}
+	_, err = flow.ParseFormat(c.FlowLog.Format)
+	p.Check("flow_log.format", err)
 	_, errs := c.services()
 	for path, err := range errs {
 		p.Check(path, err)
@@ -123,6 +147,7 @@ func (c *Config) Validate(p *config.Problems) {
 		value, max int
 	}{
 		{"debug_server_port", c.DebugPort, 65535}, {"force_policy_poll_cycle_port", c.ForcePort, 65535},
+		{"iptables_accepted_udp_logs_per_sec", c.UDPLogs, maxLogs}, {"flow_log.nflog_group", c.FlowLog.Group, 65535},
 		{"poll_interval", c.PollInterval, 86400}, {"client_timeout_seconds", c.ClientTimeout, 3600}, {"max_tag", c.MaxTag, int(identity.MaxTag)},
 	} {
 		if n.value < 1 || n.value > n.max {
@@ -142,6 +167,8 @@ func (c Config) servers() []string {
 	}
 	return out
 }
+
+func (c Config) logGroup() uint16 { return uint16(c.FlowLog.Group) }
 
 // name returns by which name policy-server knows this host.
 func (c Config) name() string {

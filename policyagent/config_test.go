@@ -38,11 +38,11 @@ func TestDeployedConfigurationIsTaken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.name() != "10.0.16.5" || !c.Ingress || !c.ASGSyncing || c.ForcePort != 8722 || c.Datastore == "" {
+	if c.name() != "10.0.16.5" || !c.Ingress || !c.ASGSyncing || c.ForcePort != 8722 || c.DeniedLogs != 1 || c.UDPLogs != 100 || c.Datastore == "" {
 		t.Errorf("%+v", c)
 	}
-	if len(warnings) != 11 {
-		t.Errorf("warnings %q, want one for each of the eleven keys that mean nothing here", warnings)
+	if len(warnings) != 8 {
+		t.Errorf("warnings %q, want one for each of the eight keys that mean nothing here", warnings)
 	}
 }
 

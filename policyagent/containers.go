@@ -22,6 +22,7 @@ type container struct {
 	key       endpoint.Key // of an entry in the store only the container's id is known
 	namespace kernel.NSID  // zero when it is not known
 	endpoints []firewall.Endpoint
+	metadata  json.RawMessage // what the runtime says of it
 }
 
 // group returns the policy group, "" for none.
@@ -135,7 +136,7 @@ func (s *sources) list(ctx context.Context) (hosted, error) {
 			continue // its device is still to come, or has gone
 		}
 		known[r.Device] = true
-		c := container{key: r.Key, namespace: r.Namespace}
+		c := container{key: r.Key, namespace: r.Namespace, metadata: r.Metadata}
 		ports := h.ports(r.Key.String(), r.Metadata)
 		for _, a := range r.Addresses {
 			c.endpoints = append(c.endpoints, firewall.Endpoint{Device: r.Device, Address: a.Addr(), Group: identity.Group(r.Group), Ingress: ports})
@@ -197,7 +198,7 @@ func (e storeEntry) container(id string) (container, error) {
 		}
 	}
 	only := firewall.Endpoint{Device: endpoint.Device(a), Address: a, Group: identity.Group(m.Group)}
-	return container{key: endpoint.Key{Container: id}, endpoints: []firewall.Endpoint{only}}, nil
+	return container{key: endpoint.Key{Container: id}, endpoints: []firewall.Endpoint{only}, metadata: e.Metadata}, nil
 }
 
 // ports returns the ports that a container declares, as far as they can be read.

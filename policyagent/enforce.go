@@ -87,7 +87,7 @@ func (a *agent) enforce(ctx context.Context) (cutError, err error) {
 		return nil, a.table.Stand(ctx)
 	}
 	rules, rev, version, router, absent := a.held.Keep(now), a.held.Revision(), a.version, a.router, a.held.Absent()
-	since := a.now.changedAt
+	since, logs := a.now.changedAt, a.logs()
 	a.mu.Unlock()
 
 	c := &a.cache
@@ -96,6 +96,11 @@ func (a *agent) enforce(ctx context.Context) (cutError, err error) {
 		enforceable = h.listed(c.marks, err)
 	}
 	a.compile(enforceable, rules, version, router, absent > 0)
+	if !a.flows.want(logs.C2C || logs.Egress) {
+		logs.C2C, logs.Egress = false, false
+	}
+	c.rules.Log = logs
+	a.flows.know(h, rules, version, c.rules, now)
 	if time.Since(c.looked) > lookAgain {
 		if c.set {
 			a.table.Forget()

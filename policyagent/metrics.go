@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"code.cloudfoundry.org/silk/flow"
 	"code.cloudfoundry.org/silk/internal/metrics"
 )
 
@@ -39,6 +40,12 @@ var (
 	descDrift    = desc("drift_repairs_total", "Objects and elements that somebody else had changed and that were put right.")
 	descCut      = desc("connections_ended_total", "Connections ended because no policy allows them any more.")
 	descRefused  = desc("refused_packets_total", "Packets refused since the table was made.", "reason")
+
+	descFlows        = desc("flow_records_total", "Records of the flow log.", "event")
+	descFlowLost     = desc("flow_lost_total", "What the flow log lost, because too much came at once or the disk was too slow.", "what")
+	descFlowUnlogged = desc("flow_unlogged_packets_total", "Packets that the flow log was not told of because of its limits, since the table was made.")
+	descFlowOpen     = desc("flow_open", "Connections whose end the flow log waits for.")
+	descFlowOn       = desc("flow_log", "1 when this part of the flow log is switched on.", "part")
 
 	descContainers = desc("containers", "Containers on this host, by what is known of them.", "state")
 	descSkipped    = desc("skipped", "Records, policies and groups that cannot be enforced and are refused.")
@@ -77,6 +84,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	to.Gauge(descContainers, float64(p.hosted.strangers), "unknown")
 	to.Gauge(descSkipped, float64(len(p.problems)))
 	a.latency.Collect(out)
+	a.collectFlows(to)
 
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -86,9 +94,33 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		return
 	}
 	to.Flag(descOwned, st.Owned)
+	to.Counter(descFlowUnlogged, float64(st.Unlogged))
 	for reason, n := range st.Refused {
 		to.Counter(descRefused, float64(n), string(reason))
 	}
+}
+
+// collectFlows reads the flow log.
+func (a *agent) collectFlows(to metrics.Scrape) {
+	f := a.flows
+	f.mu.Lock()
+	n, open := f.counts, f.join.Open()
+	f.mu.Unlock()
+	for e, count := range n.records {
+		to.Counter(descFlows, float64(count), flow.Event(e).String())
+	}
+	to.Counter(descFlowLost, float64(n.packets), "packets")
+	to.Counter(descFlowLost, float64(n.ends), "ends")
+	if f.file != nil {
+		_, lost := f.file.figures()
+		to.Counter(descFlowLost, float64(lost), "lines")
+	}
+	to.Gauge(descFlowOpen, float64(open))
+	a.mu.Lock()
+	c2c, egress := a.logging, a.loggingEgress
+	a.mu.Unlock()
+	to.Flag(descFlowOn, c2c, "c2c")
+	to.Flag(descFlowOn, egress, "egress")
 }
 
 // newLatency returns the histogram of the time from hearing of a change to having it in the kernel.

@@ -83,6 +83,7 @@ type agent struct {
 	adopted bool                 // another agent's table was there at the start
 	nudged  chan struct{}        // ends a pause between questions to policy-server
 	latency prometheus.Histogram // from hearing of a change to having it in the kernel
+	flows   *flowLog
 	closers []func() error
 
 	feed        policy.Feed
@@ -90,25 +91,27 @@ type agent struct {
 	save        *reconcile.Loop
 	cache       compiled // of the enforcement alone
 
-	mu       sync.Mutex
-	held     *policy.Held
-	version  uint64 // changes with what is held
-	known    bool   // there was a list of policies, now or in an earlier life
-	router   identity.Tag
-	logging  bool          // the switch of the debug server
-	turn     chan struct{} // closed, and replaced, when anything below changes
-	question question
-	now      progress
+	mu            sync.Mutex
+	held          *policy.Held
+	version       uint64 // changes with what is held
+	known         bool   // there was a list of policies, now or in an earlier life
+	router        identity.Tag
+	logging       bool // the switch of the debug server, and of what goes outside the next
+	loggingEgress bool
+	turn          chan struct{} // closed, and replaced, when anything below changes
+	question      question
+	now           progress
 }
 
 // open makes the base table, then everything else that needs no server, in ns (nil: the process's own).
 func open(ctx context.Context, cfg Config, ns *kernel.NS, log *slog.Logger) (*agent, error) {
-	a := &agent{cfg: cfg, log: log, ns: ns, turn: make(chan struct{}), nudged: make(chan struct{}, 1), logging: cfg.C2CLogging, state: &state{}, latency: newLatency()}
+	a := &agent{cfg: cfg, log: log, ns: ns, turn: make(chan struct{}), nudged: make(chan struct{}, 1), logging: cfg.C2CLogging, loggingEgress: cfg.ASGLogging, state: &state{}, latency: newLatency()}
 	if err := a.open(ctx); err != nil {
 		a.close()
 		return nil, err
 	}
 	a.enforcement = &reconcile.Loop{Name: "enforcement", Step: a.pass, Log: log, Resync: passResync, MinGap: passGap, Retry: passRetry}
+	a.flows.changed = a.enforcement.Kick
 	a.save = &reconcile.Loop{Name: "state", Step: a.writeState, Log: log, MinGap: saveGap}
 	return a, nil
 }
@@ -132,6 +135,7 @@ func (a *agent) open(ctx context.Context) error {
 		return err
 	}
 	a.seen = sources{ns: a.ns, records: records, store: a.cfg.Datastore}
+	a.flows = newFlowLog(a.ns, a.cfg, records.Sysctls(), a.log)
 	if a.cache.marks, err = records.Identities(); err != nil {
 		a.log.Warn("identities that an earlier agent listed cannot be read", "error", err)
 	}
@@ -166,7 +170,7 @@ func (a *agent) openTable(ctx context.Context) error {
 	a.adopted = there
 	deadline := time.Now().Add(lockTimeout)
 	for {
-		a.table, err = nft.Open(a.ns, nft.Options{ConnMask: a.cfg.ConnMask})
+		a.table, err = nft.Open(a.ns, nft.Options{ConnMask: a.cfg.ConnMask, LogGroup: a.cfg.logGroup()})
 		if err == nil {
 			a.closers = append(a.closers, a.table.Close)
 			return nil
@@ -232,6 +236,7 @@ func (a *agent) run(ctx context.Context, feed policy.Feed, level *slog.LevelVar)
 		{Name: "kernel-watch", Run: a.watchKernel("watch on the policy table ended", a.table.Watch)},
 		{Name: "container-watch", Run: a.watchKernel("watch on container devices ended", a.watchContainers)},
 		{Name: "policy-watch", Run: a.hearing},
+		{Name: "flow-log", Run: a.flows.run},
 	}
 	if a.cfg.Ingress {
 		tasks = append(tasks, service.Task{Name: "ingress-tag", Run: a.routerLoop().Run})

@@ -118,6 +118,9 @@ func (a *agent) troubles(now time.Time) []string {
 	if p.hosted.strangers > 0 {
 		add("containers: %d have a device but no record: they stay closed", p.hosted.strangers)
 	}
+	if s := a.flows.trouble(); s != "" {
+		r = append(r, s)
+	}
 	if p.saveError != nil {
 		add("state: %v", p.saveError)
 	}
@@ -128,6 +131,8 @@ func (a *agent) troubles(now time.Time) []string {
 func (a *agent) debugHandler(level *slog.LevelVar) http.Handler {
 	m := service.Debug(level)
 	m.HandleFunc("/iptables-c2c-logging", a.serveLogging)
+	m.HandleFunc("/flow-log", a.serveSwitch)
+	m.HandleFunc("GET /flows", a.flows.serveFlows(make(chan struct{}, followers)))
 	m.Handle("/metrics", a.metrics())
 	m.HandleFunc("/health", func(w http.ResponseWriter, _ *http.Request) {
 		h, alive, _ := a.health()
@@ -147,7 +152,7 @@ func statusOf(ok bool) int {
 	return http.StatusServiceUnavailable
 }
 
-// serveLogging keeps the switch that deployed agents log connections between containers by. PUT sets it, every other method reads it.
+// serveLogging is the switch that deployed agents log connections between containers by. PUT sets it, every other method reads it.
 func (a *agent) serveLogging(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodPut {
 		var body struct {
@@ -161,12 +166,7 @@ func (a *agent) serveLogging(w http.ResponseWriter, r *http.Request) {
 			answer(w, http.StatusBadRequest, `{ "error": "missing required key 'enabled'" }`)
 			return
 		}
-		a.mu.Lock()
-		a.logging = *body.Enabled
-		a.mu.Unlock()
-		if *body.Enabled {
-			a.log.Warn("connections between containers are not logged by this version: refused packets are counted in the metrics")
-		}
+		a.turnLog(flowSwitch{C2C: body.Enabled})
 	}
 	a.mu.Lock()
 	on := a.logging

@@ -15,7 +15,7 @@ import (
 const eventBuffer = 16 << 20
 
 // eventReads bounds how many datagrams one call reads, so that who reads can stop under any load.
-const eventReads = 4096
+const eventReads = 1 << 16
 
 // events is a netlink socket to which the kernel writes without ever waiting: what finds no room is dropped and counted.
 type events struct {

@@ -80,6 +80,27 @@ func (f *FlowEnds) Read(each func(FlowEnd)) error {
 	})
 }
 
+// LiveFlows calls each for every connection that is tracked in ns, nil for the calling thread's namespace, as if it had ended. What was there before
+// and after the call is not missed.
+func LiveFlows(ns *NS, each func(FlowEnd)) error {
+	c, err := DialNetfilter(ns)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var b Batch
+	b.Add(ctGet, 0, NFGen(unix.AF_UNSPEC))
+	if err := c.Dump(&b, func() {}, func(m Message) error {
+		if e, ok := parseFlowEnd(m.Body); ok {
+			each(e)
+		}
+		return nil
+	}); err != nil {
+		return fmt.Errorf("list connections: %w", err)
+	}
+	return nil
+}
+
 // parseFlowEnd reads a notification. It is not ok for one that does not name both ends.
 func parseFlowEnd(body []byte) (e FlowEnd, ok bool) {
 	for t, v := range Attrs(body[min(len(ctHeader), len(body)):]) {

@@ -1,0 +1,464 @@
+package policyagent
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"code.cloudfoundry.org/silk/flow"
+	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/policy"
+)
+
+// flowLine is a line of the flow log.
+type flowLine struct {
+	Event, Verdict, Scope, Reason string
+	Packet                        struct {
+		Direction      string
+		Allowed        bool
+		Src            netip.Addr `json:"src_ip"`
+		Dst            netip.Addr `json:"dst_ip"`
+		SourcePort     uint16     `json:"src_port"`
+		Port           uint16     `json:"dst_port"`
+		Protocol, Mark string
+		Type           int `json:"icmp_type"`
+	}
+	Source, Destination struct {
+		Container string `json:"container_id"`
+		Group     string
+		HostIP    string `json:"host_ip"`
+	}
+	Duration       float64 `json:"duration_seconds"`
+	Sent, Received flow.Traffic
+	EndUnknown     bool `json:"end_unknown"`
+}
+
+// String is what tells lines of a test apart.
+func (l flowLine) String() string {
+	return fmt.Sprintf("%s %s %s %s->%s :%d %s", l.Event, l.Verdict, l.Packet.Protocol, l.Source.Group, l.Destination.Group, l.Packet.Port, l.Reason)
+}
+
+// logged is a world with a log of flows in a file.
+type logged struct {
+	*world
+	*running
+	path     string
+	web, api *member
+}
+
+func newLogged(t *testing.T, change ...func(*Config)) *logged {
+	t.Helper()
+	_, err := exec.LookPath("conntrack")
+	testkit.Require(t, "conntrack", err)
+	l := &logged{world: newWorld(t), path: filepath.Join(t.TempDir(), "flows.log")}
+	feed := l.policies()
+	l.running = l.world.start(feed, append([]func(*Config){func(c *Config) {
+		c.C2CLogging, c.DeniedLogs, c.UDPLogs = true, 1000, 1000
+		c.FlowLog.File = l.path
+	}}, change...)...)
+	l.web, l.api = l.attach("web"), l.attach("api")
+	l.allow(l.running, tcpPolicy("web", "api", 8080), policy.Policy{Source: "web", Destination: "api", Protocol: policy.UDP, Ports: policy.Ports{First: 9000, Last: 9010}})
+	if l.cfg.C2CLogging {
+		l.logs(true)
+	}
+	return l
+}
+
+// logs waits until the kernel logs, or does not any more.
+func (l *logged) logs(on bool) {
+	l.world.t.Helper()
+	eventually(l.world.t, "the rules log as they should", 10*time.Second, func() bool { return hasText(l.table(), `log prefix "silk ok c2c "`) == on })
+}
+
+// end makes the kernel forget all connections.
+func (l *logged) end() { l.onHost("conntrack -F 2>&1") }
+
+// lines returns what is in the file once there are so many lines, and a while later, in which no more should have come.
+func (l *logged) lines(want int) []flowLine {
+	l.world.t.Helper()
+	var out []flowLine
+	read := func() int {
+		b, _ := os.ReadFile(l.path)
+		out = nil
+		for line := range strings.Lines(string(b)) {
+			var x flowLine
+			if err := json.Unmarshal([]byte(line), &x); err != nil {
+				l.world.t.Fatalf("%v: %s", err, line)
+			}
+			out = append(out, x)
+		}
+		return len(out)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	eventually(l.world.t, fmt.Sprintf("%d lines", want), 11*time.Second, func() bool { return read() >= want || time.Now().After(deadline) })
+	sleep(l.world.t.Context(), time.Second)
+	if read() != want {
+		l.world.t.Fatalf("%d lines, want %d:\n%s", len(out), want, texts(out))
+	}
+	return out
+}
+
+func texts(lines []flowLine) string {
+	var s []string
+	for _, l := range lines {
+		s = append(s, l.String())
+	}
+	slices.Sort(s)
+	return strings.Join(s, "\n")
+}
+
+// udp sends n datagrams to a port, each from another.
+func (m *member) udp(to netip.Addr, port, n int) {
+	m.w.t.Helper()
+	if err := m.ns.Do(func() error {
+		for range n {
+			c, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, uint16(port))))
+			if err != nil {
+				return err
+			}
+			c.Write([]byte("hello"))
+			c.Close()
+		}
+		return nil
+	}); err != nil {
+		m.w.t.Fatal(err)
+	}
+}
+
+// ping sends an echo request.
+func (m *member) ping(to netip.Addr) {
+	m.w.t.Helper()
+	if err := m.ns.Do(func() error {
+		c, err := net.Dial("ip4:icmp", to.String())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.Write([]byte{8, 0, 0xf7, 0xf0, 0, 7, 0, 8})
+		return err
+	}); err != nil {
+		m.w.t.Fatal(err)
+	}
+}
+
+// TestFlowLog: each connection makes one line, which says who, whether and why, and what it has carried.
+func TestFlowLog(t *testing.T) {
+	l := newLogged(t)
+	l.api.listen(8080)
+	for range 3 {
+		if !l.web.reaches(l.api, 8080) {
+			t.Fatal("web does not reach api")
+		}
+	}
+	for range 2 {
+		if l.web.reaches(l.api, 8081) || l.api.reaches(l.web, 8080) {
+			t.Fatal("what no policy allows is not refused")
+		}
+	}
+	l.web.udp(l.api.address, 9003, 2)
+	l.web.udp(l.api.address, 9011, 2)
+	l.web.ping(l.api.address)
+	l.web.udp(netip.MustParseAddr("169.254.0.1"), 53, 1)
+	sleep(t.Context(), 200*time.Millisecond) // packets that were logged are on their way for a while
+	l.end()
+	lines := l.lines(3 + 2 + 2 + 2 + 2 + 1 + 1)
+	want := strings.Join([]string{
+		"denied denied ICMP web->api :0 no policy web -> api icmp",
+		"denied denied TCP api->web :8080 no policy api -> web tcp 8080",
+		"denied denied TCP api->web :8080 no policy api -> web tcp 8080",
+		"denied denied TCP web->api :8081 no policy web -> api tcp 8081",
+		"denied denied TCP web->api :8081 no policy web -> api tcp 8081",
+		"denied denied UDP web-> :53 no service of the host that containers may reach",
+		"denied denied UDP web->api :9011 no policy web -> api udp 9011",
+		"denied denied UDP web->api :9011 no policy web -> api udp 9011",
+		"ended accepted TCP web->api :8080 policy web -> api tcp 8080",
+		"ended accepted TCP web->api :8080 policy web -> api tcp 8080",
+		"ended accepted TCP web->api :8080 policy web -> api tcp 8080",
+		"ended accepted UDP web->api :9003 policy web -> api udp 9000-9010",
+		"ended accepted UDP web->api :9003 policy web -> api udp 9000-9010",
+	}, "\n")
+	if got := texts(lines); got != want {
+		t.Errorf("lines:\n%s\nwant:\n%s", got, want)
+	}
+	for _, x := range lines {
+		if x.Source.Container != l.web.key.Container && x.Source.Container != l.api.key.Container || x.Source.HostIP != "10.0.0.1" || x.Packet.Src != l.web.address && x.Packet.Src != l.api.address {
+			t.Errorf("source: %+v", x)
+		}
+		if x.Event == "ended" && (x.EndUnknown || x.Sent.Packets == 0 || x.Sent.Bytes == 0 || x.Duration > 5 || x.Packet.Mark != "0x1" && x.Packet.Mark != "0x2") {
+			t.Errorf("end: %+v", x)
+		}
+		if x.Packet.Protocol == "TCP" && x.Event == "ended" && (x.Received.Packets == 0 || x.Sent.Bytes > 1000) {
+			t.Errorf("end: %+v", x)
+		}
+	}
+}
+
+// TestFlowLogSwitch: the log is switched while connections stand, by the deployed switch, and they stay.
+func TestFlowLogSwitch(t *testing.T) {
+	l := newLogged(t, func(c *Config) { c.C2CLogging = false })
+	l.api.listen(8080)
+	c, err := l.web.dial(l.api, 8080)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	put := func(path, body string) string {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://"+l.cfg.debugAddress()+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		var b bytes.Buffer
+		b.ReadFrom(resp.Body)
+		return fmt.Sprint(resp.StatusCode, " ", strings.TrimSpace(b.String()))
+	}
+	for i := range 3 {
+		if got := put("/iptables-c2c-logging", `{"enabled":true}`); got != `200 {"enabled":true}` {
+			t.Fatal(got)
+		}
+		l.logs(true)
+		if !echoes(c) {
+			t.Fatal("the connection was cut when the log was switched on")
+		}
+		l.web.udp(l.api.address, 9011, 1)
+		l.lines(i + 1)
+		if got := put("/flow-log", `{"c2c":false}`); got != `200 {"c2c":false,"egress":false}` {
+			t.Fatal(got)
+		}
+		l.logs(false)
+		if !echoes(c) {
+			t.Fatal("the connection was cut when the log was switched off")
+		}
+		l.web.udp(l.api.address, 9011, 1)
+	}
+	l.lines(3)
+	for body, want := range map[string]string{`{`: "400", `{"c2x":true}`: "400", `{"c2c":1}`: "400"} {
+		if got := put("/flow-log", body); !strings.HasPrefix(got, want) {
+			t.Errorf("%s: %s", body, got)
+		}
+	}
+}
+
+// TestFlowLogLimits: who sends much that is refused makes few lines, of its own share; the rest is counted, and others' lines and traffic are as before.
+func TestFlowLogLimits(t *testing.T) {
+	l := newLogged(t, func(c *Config) { c.DeniedLogs, c.UDPLogs = 2, 3 })
+	l.api.listen(8080)
+	began := time.Now()
+	for range 10 {
+		l.web.udp(l.api.address, 9011, 100)
+	}
+	l.web.udp(l.api.address, 9001, 50)
+	l.api.udp(l.web.address, 9011, 1) // another container's share
+	if !l.web.reaches(l.api, 8080) {
+		t.Fatal("web does not reach api beside the flood")
+	}
+	took := int(time.Since(began).Seconds()) + 1
+	sleep(t.Context(), 500*time.Millisecond)
+	l.end()
+	eventually(t, "the connection's line", 10*time.Second, func() bool {
+		b, _ := os.ReadFile(l.path)
+		return bytes.Contains(b, []byte(`"dst_port":8080`)) && bytes.Contains(b, []byte("api -> web"))
+	})
+	b, err := os.ReadFile(l.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := bytes.Count(b, []byte(`no policy web -> api`)); n < 2 || n > 2+2*took {
+		t.Errorf("%d lines about refusals in %d s at 2 a second", n, took)
+	}
+	if n := bytes.Count(b, []byte(`udp 9000-9010`)); n < 3 || n > 3+3*took {
+		t.Errorf("%d lines about udp in %d s at 3 a second", n, took)
+	}
+	_, text := l.get(l.cfg.debugAddress(), "/metrics")
+	var unlogged int
+	for line := range strings.Lines(text) {
+		fmt.Sscanf(line, "silk_policy_agent_flow_unlogged_packets_total %d", &unlogged)
+	}
+	if unlogged < 1000+50-2-3-5*took || unlogged > 1050 {
+		t.Errorf("%d packets counted as not logged", unlogged)
+	}
+}
+
+// TestFlowLogNeedsNobody: with the agent gone, and its rules still logging, packets pass; the next agent goes on, with the ends of what began before too.
+func TestFlowLogNeedsNobody(t *testing.T) {
+	l := newLogged(t)
+	l.api.listen(8080)
+	c, err := l.web.dial(l.api, 8080)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	l.stop()
+	if !hasText(l.table(), "log prefix") || !echoes(c) || !l.web.reaches(l.api, 8080) {
+		t.Error("without the agent connections fail")
+	}
+	feed := l.store
+	l.running = l.world.start(feed, func(c *Config) { c.C2CLogging, c.DeniedLogs, c.UDPLogs, c.FlowLog.File = true, 1000, 1000, l.path })
+	eventually(t, "the log hears", 10*time.Second, func() bool { l.flows.mu.Lock(); defer l.flows.mu.Unlock(); return l.flows.hearing })
+	l.logs(true)
+	if !l.web.reaches(l.api, 8080) {
+		t.Error("with the next agent connections fail")
+	}
+	sleep(t.Context(), 200*time.Millisecond)
+	l.end()
+	lines := l.lines(2)
+	if got, want := texts(lines), strings.Repeat("\nended accepted TCP web->api :8080 policy web -> api tcp 8080", 2)[1:]; got != want {
+		t.Errorf("lines:\n%s", got)
+	}
+}
+
+// TestFlowFile: a file that is renamed or removed is made anew, what a disk does not take is counted, and nobody waits for it.
+func TestFlowFile(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "flows.log")
+	f := newFlowFile(path, quiet)
+	content := func(name string) string { b, _ := os.ReadFile(filepath.Join(dir, name)); return string(b) }
+	write := func(s string) {
+		f.add([]byte(s))
+		f.mu.Lock()
+		b := f.lines
+		f.lines = nil
+		f.mu.Unlock()
+		f.write(b, 1)
+	}
+	write("one\n")
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	write("two\n")
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	f.write(nil, 0)
+	if _, err := os.Stat(path); err != nil {
+		t.Error(err)
+	}
+	write("three\n")
+	if content("flows.log.1") != "one\n" || content("flows.log") != "three\n" {
+		t.Errorf("files: %q, %q", content("flows.log.1"), content("flows.log"))
+	}
+	if err := os.Rename(path, path+".2"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write("four\n")
+	if _, lost := f.figures(); lost != 1 || f.failure() == nil {
+		t.Errorf("%d lost, %v", lost, f.failure())
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	write("five\n")
+	if content("flows.log") != "five\n" || f.failure() != nil {
+		t.Errorf("after the failure: %q, %v", content("flows.log"), f.failure())
+	}
+	line := bytes.Repeat([]byte("x"), 1<<20)
+	for range 10 { // nobody writes
+		f.add(line)
+	}
+	if _, lost := f.figures(); lost != 1+2 {
+		t.Errorf("%d lines lost, want 3", lost)
+	}
+}
+
+// TestFlowStream: who asks gets what is kept, filtered, and with follow what comes.
+func TestFlowStream(t *testing.T) {
+	l := newLogged(t)
+	l.api.listen(8080)
+	l.web.udp(l.api.address, 9011, 1)
+	l.lines(1)
+	ask := func(query string) *json.Decoder {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+l.cfg.debugAddress()+"/flows?"+query, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { resp.Body.Close() })
+		if resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %s", query, resp.Status)
+		}
+		return json.NewDecoder(resp.Body)
+	}
+	count := func(query string) (n int) {
+		for d := ask(query); d.More(); n++ {
+			var x flowLine
+			if err := d.Decode(&x); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return n
+	}
+	for query, want := range map[string]int{"": 1, "denied=true": 1, "group=web": 1, "group=other": 0, "since=2100-01-01T00:00:00Z": 0} {
+		if got := count(query); got != want {
+			t.Errorf("%s: %d records, want %d", query, got, want)
+		}
+	}
+	following := ask("follow=true&ended=true")
+	for range 2 {
+		l.web.reaches(l.api, 8081)
+		var x flowLine
+		if err := following.Decode(&x); err != nil || x.Verdict != "denied" {
+			t.Fatalf("%+v, %v", x, err)
+		}
+	}
+	if status, _ := l.get(l.cfg.debugAddress(), "/flows?since=yesterday"); status != http.StatusBadRequest {
+		t.Errorf("a time that cannot be read: %d", status)
+	}
+}
+
+// TestFlowSysctls: what the log changes in the kernel is in the record that silk-teardown restores.
+func TestFlowSysctls(t *testing.T) {
+	keys := []string{"net/netfilter/nf_conntrack_acct", "net/netfilter/nf_conntrack_timestamp"}
+	values := func(w *world) map[string]string {
+		out := map[string]string{}
+		if err := w.ns.Do(func() error {
+			for _, k := range keys {
+				v, err := kernel.Sysctl(k)
+				if err != nil {
+					return err
+				}
+				out[k] = v
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	w := newWorld(t)
+	before := values(w)
+	l := newLogged(t, func(c *Config) {})
+	if got := values(l.world); got[keys[0]] != "1" || got[keys[1]] != "1" {
+		t.Errorf("while the log is on: %v", got)
+	}
+	l.stop()
+	if err := l.ns.Do(func() error { return l.dir.Sysctls().Restore() }); err != nil {
+		t.Fatal(err)
+	}
+	if got := values(l.world); !maps.Equal(got, before) {
+		t.Errorf("restored: %v, before %v", got, before)
+	}
+}
