@@ -1,7 +1,10 @@
 package policyagent
 
 import (
+	"strconv"
+	"strings"
 	"sync"
+	"time"
 
 	"code.cloudfoundry.org/silk/flow"
 )
@@ -16,10 +19,26 @@ type flowRecent struct {
 	next    uint64        // number of the next record; the last keptRecords before it are there
 	waiting bool          // somebody waits for turn
 	told    uint64        // next when turn was closed last
+	epoch   string        // tells the numbers of this life of the agent from those of another
 	turn    chan struct{} // closed, and replaced, when there are more
 }
 
-func newFlowRecent() *flowRecent { return &flowRecent{turn: make(chan struct{})} }
+func newFlowRecent() *flowRecent {
+	return &flowRecent{turn: make(chan struct{}), epoch: strconv.FormatInt(time.Now().UnixNano(), 36)}
+}
+
+// id names a record.
+func (r *flowRecent) id(number uint64) string { return r.epoch + "-" + strconv.FormatUint(number, 10) }
+
+// after returns the number of the record that follows the one with an id: 0 if that was of another life.
+func (r *flowRecent) after(id string) uint64 {
+	epoch, number, _ := strings.Cut(id, "-")
+	n, err := strconv.ParseUint(number, 10, 63)
+	if epoch != r.epoch || err != nil {
+		return 0
+	}
+	return n + 1
+}
 
 func (r *flowRecent) add(x *flow.Record) {
 	r.mu.Lock()
@@ -49,6 +68,9 @@ func (r *flowRecent) since(from uint64, buf []flow.Record) (records []flow.Recor
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	first := r.next - uint64(len(r.records))
+	if from > r.next { // nobody was told of such a number
+		from = r.next
+	}
 	if from < first {
 		missed, from = first-from, first
 	}

@@ -22,9 +22,11 @@ type flowQuery struct {
 	follow, denied, ended bool
 	group                 string
 	since                 time.Time
+	after                 string // id of a record: only those after it
 }
 
-// parseFlowQuery reads it: follow and denied are true or absent, group is a policy group, since an RFC 3339 time.
+// parseFlowQuery reads it: follow and denied are true or absent, group is a policy group, since an RFC 3339 time, after
+// the id of a record.
 func parseFlowQuery(r *http.Request) (q flowQuery, err error) {
 	v := r.URL.Query()
 	flag := func(name string, into *bool) {
@@ -37,7 +39,7 @@ func parseFlowQuery(r *http.Request) (q flowQuery, err error) {
 	flag("follow", &q.follow)
 	flag("denied", &q.denied)
 	flag("ended", &q.ended)
-	q.group = v.Get("group")
+	q.group, q.after = v.Get("group"), v.Get("after")
 	if s := v.Get("since"); s != "" && err == nil {
 		if q.since, err = time.Parse(time.RFC3339Nano, s); err != nil {
 			err = fmt.Errorf("since=%.40q: expected a time such as 2026-01-02T15:04:05Z", s)
@@ -71,16 +73,22 @@ func (f *flowLog) serveFlows(places chan struct{}) http.HandlerFunc {
 
 func (f *flowLog) stream(w http.ResponseWriter, r *http.Request, q flowQuery) {
 	control := http.NewResponseController(w)
-	buf, line, next := make([]flow.Record, 0, 256), []byte(nil), uint64(0)
+	control.SetReadDeadline(time.Time{}) // else the listener's limit for requests ends it
+	buf, line, next := make([]flow.Record, 0, 256), []byte(nil), f.recent.after(q.after)
 	for begun := false; ; begun = true {
 		records, to, missed, more := f.recent.since(next, buf)
+		first := to - uint64(len(records))
 		next, line = to, line[:0]
-		if missed > 0 && begun {
+		if missed > 0 && (begun || q.after != "") {
 			line = append(line, fmt.Sprintf("{\"event\":\"missed\",\"records\":%d}\n", missed)...)
 		}
 		for i := range records {
 			if q.wants(&records[i]) {
+				line = append(line, `{"id":"`...)
+				line = append(append(line, f.recent.id(first+uint64(i))...), `",`...)
+				body := len(line)
 				line = flow.Lines.Append(line, f.site, &records[i])
+				line = append(line[:body], line[body+1:]...) // its own brace
 			}
 		}
 		if len(line) > 0 || !begun {
