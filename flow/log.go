@@ -64,6 +64,7 @@ type Log struct {
 // begun is what is remembered of a connection.
 type begun struct {
 	start    int64 // ns
+	again    int64 // ns: when rules logged a packet with the same ends last
 	from, to *Party
 	why      string
 	detail   string
@@ -95,7 +96,8 @@ func (l *Log) Know(b *Book) { l.book, l.whys = b, map[whyKey]string{} }
 // Open returns how many connections' ends are waited for.
 func (l *Log) Open() int { return len(l.open) }
 
-// Packet takes a logged packet and gives the record that it makes, if any, to emit: the first packet of a connection makes one.
+// Packet takes a logged packet and gives the record that it makes, if any, to emit: the first packet of a connection makes one. Rules log a packet of
+// a connection between containers once, unless somebody else drops it; elsewhere it may come again.
 func (l *Log) Packet(p Logged, emit func(*Record)) {
 	k := p.Packet.key()
 	if p.Verdict == Denied {
@@ -107,14 +109,21 @@ func (l *Log) Packet(p Logged, emit func(*Record)) {
 		emit(&r)
 		return
 	}
-	if _, known := l.open[k]; known {
-		return
+	old, known := l.open[k]
+	if known { // sent again, or the next connection with the same ports, before the end of this one was heard of
+		old.again = p.Time.UnixNano()
+		l.open[k] = old
+		if p.Scope != C2C || p.Packet.Protocol != protoTCP {
+			return
+		}
 	}
 	r := l.record(p)
 	r.Event = Begun
-	if len(l.open) >= l.o.Open {
+	switch {
+	case known:
+	case len(l.open) >= l.o.Open:
 		r.EndUnknown = true
-	} else {
+	default:
 		l.open[k] = begun{start: p.Time.UnixNano(), from: r.From, to: r.To, why: r.Why, detail: r.Detail,
 			fromName: r.FromGroup, toName: r.ToGroup, mark: r.Mark, scope: r.Scope, verdict: r.Verdict}
 	}
@@ -166,8 +175,13 @@ func (l *Log) End(e End, emit func(*Record)) {
 		l.inherited(e, emit)
 		return
 	}
-	delete(l.open, k)
 	r := b.ended(e.Packet, e.Time)
+	if b.again > e.Time.UnixNano() { // that was another connection: its end is still to come
+		b.start = b.again
+		l.open[k] = b
+	} else {
+		delete(l.open, k)
+	}
 	r.Sent, r.Heard, r.Last = e.Sent, e.Heard, e.Last
 	if !e.Start.IsZero() {
 		r.Start = e.Start
@@ -199,7 +213,7 @@ func (l *Log) inherited(e End, emit func(*Record)) {
 func (l *Log) Retain(now, asked time.Time, alive func(Packet) bool, emit func(*Record)) {
 	for k, b := range l.open {
 		p := k.packet()
-		gone := b.start < asked.UnixNano() && !alive(p)
+		gone := max(b.start, b.again) < asked.UnixNano() && !alive(p)
 		if !gone || !b.missed {
 			if gone != b.missed {
 				b.missed = gone

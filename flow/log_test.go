@@ -70,6 +70,11 @@ func TestRecords(t *testing.T) {
 	ended := `{"time":"2026-11-21T12:02:02.000005000Z","event":"ended","verdict":"accepted",` + line +
 		`,"ended":"2026-11-21T12:00:01.500005000Z","duration_seconds":1.500000,"sent":{"packets":6,"bytes":400},"received":{"packets":5,"bytes":9000}}` + "\n"
 	begun := `{"time":"2026-11-21T12:00:00.000005000Z","event":"begun","verdict":"accepted",` + line
+	next := later(accepted, 500*time.Millisecond)
+	soon, last := end, end
+	soon.Time, last.Time = noon.Add(400*time.Millisecond), noon.Add(600*time.Millisecond)
+	soonLine := strings.Replace(ended, "12:02:02.000005000Z\",\"event", "12:00:00.400005000Z\",\"event", 1)
+	lastLine := strings.Replace(ended, "12:02:02.000005000Z\",\"event", "12:00:00.600005000Z\",\"event", 1)
 	lagerPacket := `"packet":{"direction":"ingress","allowed":true,"src_ip":"10.255.7.9","dst_ip":"10.255.30.2","src_port":40000,"dst_port":8081,"protocol":"TCP","mark":"0x1","icmp_type":0,"icmp_code":0}`
 	for _, c := range []struct {
 		name    string
@@ -85,6 +90,7 @@ func TestRecords(t *testing.T) {
 		{"ended unseen", flow.Lines, false, flow.Options{}, []any{end}, ""},
 		{"begun before", flow.Lines, false, flow.Options{Since: noon.Add(time.Second)}, []any{end}, ended},
 		{"too many", flow.Lines, false, flow.Options{Open: 1}, []any{flow.Logged{Time: noon, Verdict: flow.Accepted}, accepted, end}, begun + `,"end_unknown":true}` + "\n"},
+		{"the next one with the same ports", flow.Lines, false, flow.Options{}, []any{accepted, next, soon, last, last}, soonLine + lastLine},
 		{"denied, again, and again later", flow.Lines, false, flow.Options{}, []any{denied, denied, later(denied, time.Second), later(denied, 50*time.Second)},
 			`{"time":"2026-11-21T12:00:00.000005000Z","event":"denied","verdict":"denied","scope":"c2c","reason":"no policy tag 0002 -> odd\n udp 53","packet":{"direction":"ingress","allowed":false,"src_ip":"10.255.7.9","dst_ip":"10.255.30.3","src_port":40000,"dst_port":53,"protocol":"UDP","mark":"0x30002","icmp_type":0,"icmp_code":0},"source":{"group":"","tag":"0002"},"destination":{"container_id":"c-\"odd","app_guid":"","space_guid":"","organization_guid":"","host_ip":"10.0.16.15","host_guid":"cell-1","group":"odd\n"}}` + "\n"},
 		{"deployed, pretty", flow.RFC3339, false, flow.Options{}, []any{accepted, end},
