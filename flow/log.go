@@ -59,21 +59,41 @@ type Log struct {
 	denied [2]map[key]struct{} // of now, and of before
 	turned time.Time
 	whys   map[whyKey]string
+	whats  map[what]*what
+	out    Record // that emit is given: it is not made anew for each
 }
 
 // begun is what is remembered of a connection.
 type begun struct {
-	start    int64 // ns
-	again    int64 // ns: when rules logged a packet with the same ends last
-	from, to *Party
-	why      string
-	detail   string
-	fromName string
-	toName   string
-	mark     uint32
-	scope    Scope
-	verdict  Verdict
-	missed   bool // the kernel did not know it when it was last asked
+	start  int64 // ns
+	again  int64 // ns: when rules logged a packet with the same ends last
+	what   *what
+	mark   uint32
+	missed bool // the kernel did not know it when it was last asked
+}
+
+// what is what many connections have in common: there are far fewer of them.
+type what struct {
+	verdict            Verdict
+	scope              Scope
+	detail, why        string
+	from, to           *Party
+	fromGroup, toGroup string
+}
+
+// maxWhats bounds how many are shared.
+const maxWhats = 4096
+
+func (l *Log) what(r *Record) *what {
+	w := what{r.Verdict, r.Scope, r.Detail, r.Why, r.From, r.To, r.FromGroup, r.ToGroup}
+	if p, ok := l.whats[w]; ok {
+		return p
+	}
+	if len(l.whats) >= maxWhats {
+		clear(l.whats)
+	}
+	l.whats[w] = &w
+	return &w
 }
 
 // New returns a Log that knows no names yet.
@@ -91,12 +111,12 @@ func New(o Options) *Log {
 }
 
 // Know gives the Log other names, for what begins from now on.
-func (l *Log) Know(b *Book) { l.book, l.whys = b, map[whyKey]string{} }
+func (l *Log) Know(b *Book) { l.book, l.whys, l.whats = b, map[whyKey]string{}, map[what]*what{} }
 
 // Open returns how many connections' ends are waited for.
 func (l *Log) Open() int { return len(l.open) }
 
-// Packet takes a logged packet and gives the record that it makes, if any, to emit: the first packet of a connection makes one. Rules log a packet of
+// Packet takes a logged packet and gives the record that it makes, if any, to emit, which may keep a copy only: the first packet of a connection makes one. Rules log a packet of
 // a connection between containers once, unless somebody else drops it; elsewhere it may come again.
 func (l *Log) Packet(p Logged, emit func(*Record)) {
 	k := p.Packet.key()
@@ -106,7 +126,7 @@ func (l *Log) Packet(p Logged, emit func(*Record)) {
 		}
 		r := l.record(p)
 		r.Event = Refused
-		emit(&r)
+		l.give(r, emit)
 		return
 	}
 	old, known := l.open[k]
@@ -124,10 +144,15 @@ func (l *Log) Packet(p Logged, emit func(*Record)) {
 	case len(l.open) >= l.o.Open:
 		r.EndUnknown = true
 	default:
-		l.open[k] = begun{start: p.Time.UnixNano(), from: r.From, to: r.To, why: r.Why, detail: r.Detail,
-			fromName: r.FromGroup, toName: r.ToGroup, mark: r.Mark, scope: r.Scope, verdict: r.Verdict}
+		l.open[k] = begun{start: p.Time.UnixNano(), what: l.what(&r), mark: r.Mark}
 	}
-	emit(&r)
+	l.give(r, emit)
+}
+
+// give hands a record over. It is emit's until that returns.
+func (l *Log) give(r Record, emit func(*Record)) {
+	l.out = r
+	emit(&l.out)
 }
 
 // repeated notes a refusal and reports whether it was known.
@@ -186,12 +211,13 @@ func (l *Log) End(e End, emit func(*Record)) {
 	if !e.Start.IsZero() {
 		r.Start = e.Start
 	}
-	emit(&r)
+	l.give(r, emit)
 }
 
 func (b begun) ended(p Packet, now time.Time) Record {
-	r := Record{Event: Ended, Time: now, Verdict: b.verdict, Scope: b.scope, Detail: b.detail, Why: b.why, Packet: p, Mark: b.mark,
-		From: b.from, To: b.to, Ingress: b.to != nil, FromGroup: b.fromName, ToGroup: b.toName, Start: time.Unix(0, b.start)}
+	w := b.what
+	r := Record{Event: Ended, Time: now, Verdict: w.verdict, Scope: w.scope, Detail: w.detail, Why: w.why, Packet: p, Mark: b.mark,
+		From: w.from, To: w.to, Ingress: w.to != nil, FromGroup: w.fromGroup, ToGroup: w.toGroup, Start: time.Unix(0, b.start)}
 	if r.Scope == C2C && r.Ingress {
 		r.Tag = identity.Tag(r.Mark)
 	}
@@ -205,7 +231,7 @@ func (l *Log) inherited(e End, emit func(*Record)) {
 	}
 	r := l.record(Logged{Time: e.Time, Verdict: Accepted, Scope: C2C, Mark: e.Mark, Packet: e.Packet})
 	r.Event, r.Start, r.Last, r.Sent, r.Heard = Ended, e.Start, e.Last, e.Sent, e.Heard
-	emit(&r)
+	l.give(r, emit)
 }
 
 // Retain gives up the connections that began before the kernel was asked for those that it knows, if alive says twice in a row that they are none:
@@ -224,7 +250,7 @@ func (l *Log) Retain(now, asked time.Time, alive func(Packet) bool, emit func(*R
 		delete(l.open, k)
 		r := b.ended(p, now)
 		r.EndUnknown = true
-		emit(&r)
+		l.give(r, emit)
 	}
 }
 

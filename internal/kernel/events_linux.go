@@ -1,28 +1,34 @@
 package kernel
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"sync/atomic"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// eventBuffer is the room for events that nobody has read yet, in bytes of kernel memory: half a second of 10,000 a second.
+// eventBuffer is the room for events that nobody has read yet, in bytes of kernel memory, of which it takes twice as many: a second of 10,000.
 const eventBuffer = 16 << 20
 
 // eventReads bounds how many datagrams one call reads, so that who reads can stop under any load.
 const eventReads = 1 << 16
 
 // events is a netlink socket to which the kernel writes without ever waiting: what finds no room is dropped and counted.
+//
+// Go's poller is kept out of it: it would be woken for every event, at a cost to whoever causes them, also while nobody wants to read. A read
+// takes a thread of its own while it waits.
 type events struct {
-	f     *os.File
-	raw   syscall.RawConn
-	buf   []byte
-	drops atomic.Uint32
+	fd     int
+	stop   int // an eventfd that ends a wait
+	buf    []byte
+	drops  atomic.Uint32
+	closed atomic.Bool
+	mu     sync.Mutex // held by a read
 }
 
 // newEvents takes the socket over.
@@ -31,61 +37,70 @@ func newEvents(fd int) (*events, error) {
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, eventBuffer) // without privilege the system's limit must do
 	}
 	// Otherwise the first event that finds no room closes the socket to all others until it has been read empty.
-	if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_NO_ENOBUFS, 1); err != nil {
+	err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_NO_ENOBUFS, 1)
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	stop := -1
+	if err == nil {
+		stop, err = unix.Eventfd(0, unix.EFD_CLOEXEC)
+	}
+	if err != nil {
 		unix.Close(fd)
-		return nil, fmt.Errorf("set netlink socket to drop: %w", err)
+		return nil, fmt.Errorf("prepare netlink socket: %w", err)
 	}
-	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Close(fd)
-		return nil, err
-	}
-	e := &events{f: os.NewFile(uintptr(fd), "netlink events"), buf: make([]byte, rbSize)}
-	var err error
-	if e.raw, err = e.f.SyscallConn(); err != nil {
-		e.f.Close()
-		return nil, err
-	}
-	return e, nil
+	return &events{fd: fd, stop: stop, buf: make([]byte, rbSize)}, nil
 }
 
-// Close ends a read with os.ErrClosed.
-func (e *events) Close() error { return e.f.Close() }
+// Close ends a read with os.ErrClosed and waits for it.
+func (e *events) Close() error {
+	if e.closed.Swap(true) {
+		return os.ErrClosed
+	}
+	_, err := unix.Write(e.stop, binary.NativeEndian.AppendUint64(nil, 1))
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return errors.Join(err, unix.Close(e.fd), unix.Close(e.stop))
+}
 
 // read waits for events and calls each for those that are there, at most eventReads datagrams.
 func (e *events) read(each func(Message)) error {
-	var failed error
-	err := e.raw.Read(func(fd uintptr) bool {
-		for n := range eventReads {
-			size, _, err := unix.Recvfrom(int(fd), e.buf, unix.MSG_DONTWAIT)
-			switch {
-			case err == nil:
-				notifications(e.buf[:size], each)
-			case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOBUFS):
-			case errors.Is(err, unix.EAGAIN):
-				if n > 0 {
-					e.count(int(fd))
-				}
-				return n > 0
-			default:
-				failed = fmt.Errorf("receive netlink events: %w", err)
-				return true
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for n := 0; ; {
+		if e.closed.Load() {
+			return os.ErrClosed
+		}
+		size, err := unix.Read(e.fd, e.buf)
+		switch {
+		case err == nil:
+			notifications(e.buf[:size], each)
+			if n++; n < eventReads {
+				continue
+			}
+			e.count()
+			return nil
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOBUFS):
+		case !errors.Is(err, unix.EAGAIN):
+			return fmt.Errorf("receive netlink events: %w", err)
+		case n > 0:
+			e.count()
+			return nil
+		default:
+			fds := []unix.PollFd{{Fd: int32(e.fd), Events: unix.POLLIN}, {Fd: int32(e.stop), Events: unix.POLLIN}}
+			if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
+				return fmt.Errorf("wait for netlink events: %w", err)
 			}
 		}
-		e.count(int(fd))
-		return true
-	})
-	if err != nil { // no deadline is ever set: it was closed, before or meanwhile
-		return os.ErrClosed
 	}
-	return failed
 }
 
 // count notes what the kernel has dropped so far.
-func (e *events) count(fd int) {
+func (e *events) count() {
 	const drops = 8 // SK_MEMINFO_DROPS (linux/sock_diag.h)
 	var info [9]uint32
 	size := uint32(unsafe.Sizeof(info))
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(e.fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
 		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
 	if errno == 0 {
 		e.drops.Store(info[drops])

@@ -12,7 +12,7 @@ import (
 
 // From linux/netfilter/nfnetlink_log.h; x/sys/unix has no names for them.
 const (
-	logPacket, logConfig = unix.NFNL_SUBSYS_ULOG<<8 | 0, unix.NFNL_SUBSYS_ULOG<<8 | 1 // NFULNL_MSG_*
+	logPacket, logConfig = unix.NFNL_SUBSYS_ULOG << 8, unix.NFNL_SUBSYS_ULOG<<8 | 1 // NFULNL_MSG_*
 
 	logCfgCommand, logCfgMode, logCfgBuffer, logCfgTimeout, logCfgThreshold, logCfgFlags = 1, 2, 3, 4, 5, 6 // NFULA_CFG_*
 
