@@ -272,9 +272,9 @@ func TestFlowLogLimits(t *testing.T) {
 	took := int(time.Since(began).Seconds()) + 1
 	sleep(t.Context(), 500*time.Millisecond)
 	l.end()
-	eventually(t, "the connection's line", 10*time.Second, func() bool {
+	eventually(t, "the lines of connections that ended", 10*time.Second, func() bool {
 		b, _ := os.ReadFile(l.path)
-		return bytes.Contains(b, []byte(`"dst_port":8080`)) && bytes.Contains(b, []byte("api -> web"))
+		return bytes.Contains(b, []byte(`"dst_port":8080`)) && bytes.Contains(b, []byte("api -> web")) && bytes.Count(b, []byte(`udp 9000-9010`)) >= 3
 	})
 	b, err := os.ReadFile(l.path)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math"
 	"net"
 	"net/http"
@@ -74,7 +75,7 @@ func agent(ctx context.Context, r *bench.Report) error {
 	if err != nil {
 		return err
 	}
-	p, stop, err := startAgent(ctx, ns, dir, store)
+	p, stop, err := startAgent(ctx, ns, dir, store, nil)
 	defer stop()
 	if err != nil {
 		return err
@@ -136,8 +137,8 @@ func populate(ctx context.Context, ns *kernel.NS, path string) (detach func(), e
 // agentProcess is a running vxlan-policy-agent.
 type agentProcess struct{ pid int }
 
-// startAgent serves the store in ns and starts an agent there that watches it. stop ends both.
-func startAgent(ctx context.Context, ns *kernel.NS, dir string, store *policysql.Store) (p *agentProcess, stop func(), err error) {
+// startAgent serves the store in ns and starts an agent there that watches it, with more keys in its configuration. stop ends both.
+func startAgent(ctx context.Context, ns *kernel.NS, dir string, store *policysql.Store, more map[string]any) (p *agentProcess, stop func(), err error) {
 	stop = func() {}
 	bin, err := server.Build(ctx, dir, "vxlan-policy-agent")
 	if err != nil {
@@ -148,10 +149,12 @@ func startAgent(ctx context.Context, ns *kernel.NS, dir string, store *policysql
 		return nil, stop, err
 	}
 	stop = end
-	cfg, err := json.Marshal(map[string]any{
+	keys := map[string]any{
 		"policy_server_url": url, "ca_cert_file": cert.ca, "client_cert_file": cert.cert, "client_key_file": cert.key, "host": "127.0.0.1",
 		"endpoint_dir": filepath.Join(dir, "endpoints"), "state_dir": filepath.Join(dir, "state"),
-	})
+	}
+	maps.Copy(keys, more)
+	cfg, err := json.Marshal(keys)
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, "agent.json"), cfg, 0o600)
 	}

@@ -40,6 +40,7 @@ var measures = []measure{{"requests", 0, 0}, {"connections", 0, 0}, {"packets", 
 type rate struct {
 	perSecond float64
 	perCPU    float64 // operations for each second that both processes computed, their kernel work included
+	count     float64 // operations
 }
 
 // ends are two processes in two containers that measure whenever they are told to.
@@ -83,7 +84,7 @@ func (e *ends) run(length time.Duration) (rate, error) {
 	if err != nil {
 		return rate{}, fmt.Errorf("measure %s: %w", e.of.name, err)
 	}
-	return rate{n / seconds, n / cpu}, nil
+	return rate{n / seconds, n / cpu, n}, nil
 }
 
 // close ends both processes.
