@@ -60,6 +60,8 @@ type Log struct {
 	turned time.Time
 	whys   map[whyKey]string
 	whats  map[what]*what
+	early  [2]map[key]End // ends whose beginning has not been heard of, of now and of before
+	aged   time.Time
 	out    Record // that emit is given: it is not made anew for each
 }
 
@@ -106,6 +108,7 @@ func New(o Options) *Log {
 	}
 	l := &Log{o: o, open: map[key]begun{}}
 	l.denied[0], l.denied[1] = map[key]struct{}{}, map[key]struct{}{}
+	l.early[0], l.early[1] = map[key]End{}, map[key]End{}
 	l.Know(&Book{})
 	return l
 }
@@ -139,14 +142,49 @@ func (l *Log) Packet(p Logged, emit func(*Record)) {
 	}
 	r := l.record(p)
 	r.Event = Begun
+	e, early := l.overtaken(k)
 	switch {
-	case known:
+	case known, early:
 	case len(l.open) >= l.o.Open:
 		r.EndUnknown = true
 	default:
 		l.open[k] = begun{start: p.Time.UnixNano(), what: l.what(&r), mark: r.Mark}
 	}
 	l.give(r, emit)
+	if early && !known {
+		l.finish(begun{start: p.Time.UnixNano(), what: l.what(&r), mark: r.Mark}, e, emit)
+	}
+}
+
+// hurry is how long an end whose beginning has not been heard of is kept: on a host that has no time for its agent it may overtake it.
+const hurry = 10 * time.Second
+
+// maxEarly bounds how many are.
+const maxEarly = 8192
+
+// overtaken returns the end that has overtaken a beginning.
+func (l *Log) overtaken(k key) (End, bool) {
+	for i := range l.early {
+		if e, ok := l.early[i][k]; ok {
+			delete(l.early[i], k)
+			return e, true
+		}
+	}
+	return End{}, false
+}
+
+// keep keeps an end for its beginning. Only connections between containers can be told from the many that no rule logs; those of udp may be
+// without a beginning because there were too many, and do not end that soon.
+func (l *Log) keep(k key, e End) {
+	if e.Mark == 0 || e.Packet.Protocol == protoUDP || l.book.Parties[e.Packet.Destination.Addr()] == nil {
+		return
+	}
+	if e.Time.Sub(l.aged) > hurry/2 || len(l.early[0]) >= maxEarly/2 {
+		l.early[0], l.early[1] = l.early[1], l.early[0]
+		clear(l.early[0])
+		l.aged = e.Time
+	}
+	l.early[0][k] = e
 }
 
 // give hands a record over. It is emit's until that returns.
@@ -197,16 +235,23 @@ func (l *Log) End(e End, emit func(*Record)) {
 	k := e.Packet.key()
 	b, known := l.open[k]
 	if !known {
-		l.inherited(e, emit)
+		if !l.inherited(e, emit) {
+			l.keep(k, e)
+		}
 		return
 	}
-	r := b.ended(e.Packet, e.Time)
 	if b.again > e.Time.UnixNano() { // that was another connection: its end is still to come
 		b.start = b.again
 		l.open[k] = b
 	} else {
 		delete(l.open, k)
 	}
+	l.finish(b, e, emit)
+}
+
+// finish gives the record of an end.
+func (l *Log) finish(b begun, e End, emit func(*Record)) {
+	r := b.ended(e.Packet, e.Time)
 	r.Sent, r.Heard, r.Last = e.Sent, e.Heard, e.Last
 	if !e.Start.IsZero() {
 		r.Start = e.Start
@@ -224,14 +269,15 @@ func (b begun) ended(p Packet, now time.Time) Record {
 	return r
 }
 
-// inherited tells of the end of a connection between containers that began before this Log did.
-func (l *Log) inherited(e End, emit func(*Record)) {
+// inherited tells of the end of a connection between containers that began before this Log did, if it is one.
+func (l *Log) inherited(e End, emit func(*Record)) bool {
 	if e.Mark == 0 || e.Start.IsZero() || !e.Start.Before(l.o.Since) || l.book.Parties[e.Packet.Destination.Addr()] == nil {
-		return
+		return false
 	}
 	r := l.record(Logged{Time: e.Time, Verdict: Accepted, Scope: C2C, Mark: e.Mark, Packet: e.Packet})
 	r.Event, r.Start, r.Last, r.Sent, r.Heard = Ended, e.Start, e.Last, e.Sent, e.Heard
 	l.give(r, emit)
+	return true
 }
 
 // Retain gives up the connections that began before the kernel was asked for those that it knows, if alive says twice in a row that they are none:

@@ -88,6 +88,7 @@ func TestRecords(t *testing.T) {
 		{"and one at the beginning", flow.Lines, true, flow.Options{}, []any{accepted, end}, begun + "}\n" + ended},
 		{"not yet ended", flow.Lines, false, flow.Options{}, []any{accepted}, ""},
 		{"ended unseen", flow.Lines, false, flow.Options{}, []any{end}, ""},
+		{"the end came first", flow.Lines, true, flow.Options{}, []any{end, accepted, end}, begun + "}\n" + ended},
 		{"begun before", flow.Lines, false, flow.Options{Since: noon.Add(time.Second)}, []any{end}, ended},
 		{"too many", flow.Lines, false, flow.Options{Open: 1}, []any{flow.Logged{Time: noon, Verdict: flow.Accepted}, accepted, end}, begun + `,"end_unknown":true}` + "\n"},
 		{"the next one with the same ports", flow.Lines, false, flow.Options{}, []any{accepted, next, soon, last, last}, soonLine + lastLine},

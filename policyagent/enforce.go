@@ -83,7 +83,10 @@ func (a *agent) enforce(ctx context.Context) (cutError, err error) {
 	a.ask(h.groups())
 	if !a.known && a.adopted { // the rules that an earlier agent left are better than none
 		a.now.hosted = h
+		logs := a.logs()
 		a.mu.Unlock()
+		a.flows.want(logs.C2C || logs.Egress) // they may log
+		a.flows.know(h, nil, 0, firewall.Ruleset{}, now)
 		return nil, a.table.Stand(ctx)
 	}
 	rules, rev, version, router, absent := a.held.Keep(now), a.held.Revision(), a.version, a.router, a.held.Absent()

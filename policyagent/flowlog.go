@@ -110,10 +110,12 @@ func (f *flowLog) state() (wanted bool, open int) {
 // run hears whenever the log is on, until ctx ends.
 func (f *flowLog) run(ctx context.Context) error {
 	var file sync.WaitGroup
-	if f.file != nil {
-		file.Go(func() { f.file.run(ctx) })
-	}
 	defer file.Wait()
+	writing, stop := context.WithCancel(context.WithoutCancel(ctx)) // what was read last is written too
+	defer stop()
+	if f.file != nil {
+		file.Go(func() { f.file.run(writing) })
+	}
 	failures := 0
 	for ctx.Err() == nil {
 		if wanted, _ := f.state(); !wanted {

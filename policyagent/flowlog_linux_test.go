@@ -312,6 +312,9 @@ func TestFlowLogNeedsNobody(t *testing.T) {
 	feed := l.store
 	l.running = l.world.start(feed, func(c *Config) { c.C2CLogging, c.DeniedLogs, c.UDPLogs, c.FlowLog.File = true, 1000, 1000, l.path })
 	eventually(t, "the log hears", 10*time.Second, func() bool { l.flows.mu.Lock(); defer l.flows.mu.Unlock(); return l.flows.hearing })
+	if status, text := l.force("/force-policy-poll-cycle"); status != http.StatusOK { // a pass that knows of it
+		t.Fatal(status, text)
+	}
 	l.logs(true)
 	if !l.web.reaches(l.api, 8080) {
 		t.Error("with the next agent connections fail")

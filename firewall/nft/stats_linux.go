@@ -22,6 +22,7 @@ func (t *Table) Stats(ctx context.Context) (Stats, error) {
 	for _, r := range refusals {
 		s.Refused[r.reason] = 0
 	}
+	unlogged := int64(0)
 	err := (&state{meanwhile: t.heard.hear}).dump(t.nf, "counters", unix.NFT_MSG_GETOBJ, func() {}, func(m kernel.Message) error {
 		name, packets := parseCounter(m.Body)
 		if _, ours := s.Refused[Reason(name)]; ours {
@@ -29,12 +30,13 @@ func (t *Table) Stats(ctx context.Context) (Stats, error) {
 		}
 		switch name {
 		case countDenied, countUDP:
-			s.Unlogged += packets
+			unlogged += int64(packets)
 		case countDeniedSent, countUDPSent:
-			s.Unlogged -= packets
+			unlogged -= int64(packets)
 		}
 		return nil
 	})
+	s.Unlogged = uint64(max(unlogged, 0)) // they are not read at one instant
 	return s, err
 }
 
