@@ -327,6 +327,61 @@ func TestFlowLogNeedsNobody(t *testing.T) {
 	}
 }
 
+// TestFlowLogWithoutPolicies: where everything is allowed each connection makes a line too, also of icmp.
+func TestFlowLogWithoutPolicies(t *testing.T) {
+	l := newLogged(t, func(c *Config) { c.Open = true })
+	l.api.listen(8085)
+	if !l.web.reaches(l.api, 8085) {
+		t.Fatal("web does not reach api")
+	}
+	l.web.ping(l.api.address)
+	sleep(t.Context(), 200*time.Millisecond)
+	l.end()
+	lines := l.lines(2)
+	const why = "disable_container_network_policy: everything between containers is allowed"
+	if got, want := texts(lines), "ended accepted ICMP web->api :0 "+why+"\nended accepted TCP web->api :8085 "+why; got != want {
+		t.Errorf("lines:\n%s\nwant:\n%s", got, want)
+	}
+	for _, x := range lines {
+		if x.Sent.Packets == 0 || x.Received.Packets == 0 || x.Packet.Protocol == "ICMP" && x.Packet.Type != 8 {
+			t.Errorf("%+v", x)
+		}
+	}
+}
+
+// TestFlowLogGivesUpWhatTheKernelForgot: a connection whose end was missed has a line that says so, and others are waited for.
+func TestFlowLogGivesUpWhatTheKernelForgot(t *testing.T) {
+	l := newLogged(t)
+	l.api.listen(8080)
+	c, err := l.web.dial(l.api, 8080)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	waits := func(n int) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%d ends are waited for", n), 10*time.Second, func() bool { _, open := l.flows.state(); return open == n })
+	}
+	waits(1)
+	l.flows.mu.Lock()
+	l.flows.join.Packet(flow.Logged{Time: wall().Add(-time.Minute), Verdict: flow.Accepted, Scope: flow.C2C, Mark: 1, Packet: flow.Packet{
+		Protocol: 6, Source: netip.AddrPortFrom(l.web.address, 1), Destination: netip.AddrPortFrom(l.api.address, 8080)}}, l.flows.emit)
+	l.flows.mu.Unlock()
+	for range 3 {
+		if err := l.flows.retain(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if lines := l.lines(1); !lines[0].EndUnknown || lines[0].Packet.SourcePort != 1 {
+		t.Errorf("%+v", lines[0])
+	}
+	waits(1)
+	l.end()
+	if lines := l.lines(2); lines[1].EndUnknown || lines[1].Packet.Port != 8080 {
+		t.Errorf("%+v", lines[1])
+	}
+}
+
 // TestFlowFile: a file that is renamed or removed is made anew, what a disk does not take is counted, and nobody waits for it.
 func TestFlowFile(t *testing.T) {
 	dir := t.TempDir()

@@ -46,12 +46,32 @@ func (f *flowLog) know(h hosted, rules []policy.Rule, version uint64, rs firewal
 		for _, r := range rules {
 			k.groups[r.SourceTag], k.groups[r.DestinationTag] = r.Source, r.Destination
 		}
+		if rs.Router != 0 {
+			k.groups[rs.Router] = identity.IngressRouter
+		}
 	}
 	if !same {
 		k.moved(h.containers, now)
 	}
 	k.version, k.rules, k.ruleset, k.whose = version, len(rules), &rs, h.containers
-	f.join.Know(&flow.Book{Parties: maps.Clone(k.parties), Groups: k.groups, Allowed: rs.Allowance})
+	f.join.Know(&flow.Book{Parties: maps.Clone(k.parties), Groups: k.groups, Allowed: rs.Allowance, Explain: func(l flow.Logged) string { return explain(&rs, l) }})
+}
+
+// explain words why a packet between containers passed if it was not for a policy.
+func explain(rs *firewall.Ruleset, l flow.Logged) string {
+	if l.Verdict != flow.Accepted || l.Scope != flow.C2C {
+		return ""
+	}
+	tag, to := identity.Tag(l.Mark), l.Packet.Destination
+	_, allowed := rs.Allowance(tag, to.Addr(), policy.Protocol(l.Packet.Protocol), to.Port())
+	switch {
+	case allowed:
+	case rs.Unrestricted:
+		return "disable_container_network_policy: everything between containers is allowed"
+	case rs.Allows(tag, to.Addr(), policy.Protocol(l.Packet.Protocol), to.Port()):
+		return "overlay ingress"
+	}
+	return ""
 }
 
 // moved notes who is here. A container that stays keeps its Party.
