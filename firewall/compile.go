@@ -26,7 +26,7 @@ type compiler struct {
 
 func begin(in Input) *compiler {
 	c := &compiler{in: in, max: cmp.Or(in.MaxTag, identity.MaxTag)}
-	c.out = Ruleset{Network: in.Network.Masked(), VTEP: in.VTEP, Unrestricted: in.Unrestricted}
+	c.out = Ruleset{Network: in.Network.Masked(), VTEP: in.VTEP, Unrestricted: in.Unrestricted, Limit: in.Limit}
 	if in.Router > c.max {
 		c.refuse("overlay ingress", fault.Invalidf("tag %v is above the highest tag to use, %v", in.Router, c.max))
 	} else {

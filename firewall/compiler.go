@@ -30,6 +30,7 @@ func (k *Compiler) Compile(in Input) (Ruleset, []Problem) {
 	}
 	c.groups(k.book)
 	c.sources(here, k.book)
+	c.outside(here)
 	c.services()
 	if k.rules == nil {
 		k.book = nil

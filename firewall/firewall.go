@@ -1,8 +1,8 @@
-// Package firewall is what a host enforces between containers: who its endpoints are, as which group each of them sends, and what
-// each group may be sent. Compile makes that of policies and endpoints; Allows judges one flow by it.
+// Package firewall is what a host enforces of its containers: who its endpoints are, as which group each of them sends, what each group may be
+// sent, and what each endpoint may reach outside the overlay. Compile makes that of policies, lists of rules (NewList) and endpoints; Allows and
+// AllowsOut judge one flow by it.
 //
-// Everything here is a plain value and no kernel is spoken to (firewall/nft does that). What may reach the outside of the overlay,
-// port maps and limits are not part of it.
+// Everything here is a plain value and no kernel is spoken to (firewall/nft does that). Port maps and limits of bandwidth are not part of it.
 //
 // Use: Compile an Input, give the Ruleset to nft.Table.Set.
 package firewall
@@ -24,6 +24,7 @@ type Endpoint struct {
 	Address netip.Addr     // the container's own
 	Group   identity.Group // "": the container is in none, so nothing is allowed to it
 	Ingress []uint16       // tcp ports open to overlay ingress, if the input has a Router
+	Egress  *Egress        // what it may reach outside the overlay; nil: everything
 }
 
 // Service is a port of the host that containers may reach.
@@ -43,6 +44,7 @@ type Input struct {
 	MaxTag       identity.Tag  // highest tag to use; 0: identity.MaxTag
 	Services     []Service     // host_tcp_services and host_udp_services
 	DNS          []netip.Addr  // link-local ones are reachable on port 53, tcp and udp; others are no services of the host
+	Limit        Limit         // of connections to the outside of the overlay
 	Unrestricted bool          // disable_container_network_policy: everything is allowed between addresses of the overlay that are endpoints'
 }
 
@@ -58,7 +60,10 @@ type Ruleset struct {
 	Groups       []Group
 	Ingress      []Ingress
 	Services     []Service
-	Log          Log // Compile leaves it out: it is a switch, and no matter of who may talk to whom
+	Limit        Limit
+	Outside      []Outside // one for each source
+	Reaches      []Reach   // that they name
+	Log          Log       // Compile leaves it out: it is a switch, and no matter of who may talk to whom
 }
 
 // Log says which new connections the flow log is told of. The zero value is none.

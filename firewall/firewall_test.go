@@ -57,6 +57,7 @@ func TestCompile(t *testing.T) {
 		Ingress: []firewall.Ingress{{at(3), 8080}},
 		Services: []firewall.Service{{policy.TCP, netip.MustParseAddr("10.0.16.15"), 80}, {policy.TCP, netip.MustParseAddr("169.254.0.2"), 53},
 			{policy.UDP, netip.MustParseAddr("169.254.0.2"), 53}},
+		Outside: []firewall.Outside{{Address: at(2)}, {Address: at(3)}, {Address: at(4)}, {Address: at(5)}, {Address: at(6)}},
 	}
 	equal := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 	prefix := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })

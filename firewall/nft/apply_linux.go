@@ -124,7 +124,7 @@ func (e *encoder) set(name string) {
 	if k.size() != 0 {
 		nest(b, unix.NFTA_SET_DESC, func() { b.Attr(unix.NFTA_SET_DESC_SIZE, big32(k.size())) })
 	}
-	if k.flags&flagConcat == 0 {
+	if !k.ranges() {
 		return
 	}
 	nest(b, unix.NFTA_SET_DESC, func() {
@@ -152,6 +152,17 @@ func (e *encoder) elements(msg uint16, flags int, c change) {
 					if ranges {
 						e.value(attrKeyEnd, last[:])
 					}
+				})
+			}
+		})
+	}
+	for chunk := range slices.Chunk(c.spans, elementsAtOnce) {
+		some(func() {
+			for _, s := range chunk {
+				first, last := spanKeys(s)
+				nest(&e.b, unix.NFTA_LIST_ELEM, func() {
+					e.value(unix.NFTA_SET_ELEM_KEY, first)
+					e.value(attrKeyEnd, last)
 				})
 			}
 		})

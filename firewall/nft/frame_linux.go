@@ -4,6 +4,7 @@ import (
 	"math/bits"
 	"net/netip"
 
+	"code.cloudfoundry.org/silk/firewall"
 	"code.cloudfoundry.org/silk/flow"
 	"code.cloudfoundry.org/silk/identity"
 	"github.com/google/nftables/expr"
@@ -16,7 +17,7 @@ import (
 //	             from a container: is the source its own? Then, by its tag, from-TAG:
 //	               to a container here: established, or the tag is put on it and it is judged at once
 //	               to another host (from-TAG-away): the tag is put on it (to-overlay)
-//	               to anything else: no VXLAN, nothing that belongs in the overlay (to-outside)
+//	               to anything else: to-outside, see egress_linux.go
 //	             all else by others: to a container only what answers, and what a port map of the host led there. That is known by the
 //	             connection and by where its packets come in, not by a mark
 //	destinations the address finds to-TAG of its group; there (tag, protocol, port) is looked up, in the first place for streams that
@@ -75,6 +76,7 @@ type frame struct {
 	router       identity.Tag
 	connMask     uint32
 	ended        bool // the set of what Cut ended is not empty
+	limit        firewall.Limit
 	log          logs
 }
 
@@ -132,6 +134,7 @@ type refusal struct {
 var refusals = []refusal{
 	{NoPolicy, chainRefuse}, {NoTag, chainRefuse}, {UnknownDestination, chainRefuse}, {FromOutside, chainRefuse},
 	{HostService, chainRefuse}, {Ended, chainRefuse}, {UnknownSource, ""}, {VXLAN, ""},
+	{NoRule, chainRefuse}, {DeniedNetwork, chainRefuse}, {RateLimited, chainRefuse}, {Invalid, ""},
 }
 
 func refuse(r Reason) part { return goTo("refuse-" + string(r)) }
@@ -169,14 +172,7 @@ func (f frame) chains() []chain {
 		),
 		newChain(chainOverlay, noHook, f.toOverlay()...),
 		newChain(chainUntagged, noHook, f.untagged()...),
-		newChain(chainOutside, noHook,
-			// udp dport 4789 goto refuse-vxlan
-			newRule(udpPort(vxlanPort), refuse(VXLAN)),
-			// ip daddr 10.255.0.0/16 ct state ! established,related goto refuse-unknown-destination
-			newRule(daddrIn(f.network), notEstablished(), refuse(UnknownDestination)),
-			// accept
-			newRule(accept()),
-		),
+		newChain(chainOutside, noHook, f.outsideRules()...),
 		newChain(chainAny, noHook, f.any()...),
 		newChain(chainUnknown, noHook, f.unmatched()...),
 		// The kernel takes an ICMP error for part of the connection that it speaks of, whoever sends it, if that one's sender is who it is
@@ -192,7 +188,7 @@ func (f frame) chains() []chain {
 			newRule(refuse(UnknownSource)),
 		),
 	}
-	out = append(out, f.allowing())
+	out = append(append(out, f.allowing()), f.egress()...)
 	out = append(out, f.host()...)
 	return append(out, f.refusing()...)
 }
@@ -334,8 +330,7 @@ func (f frame) refusing() []chain {
 			answer = goTo(r.answer)
 		}
 		var rules []rule
-		if f.log.c2c {
-			scope, whose := refusalLogs(r.reason)
+		if scope, whose := refusalLogs(r.reason); f.log.tells(scope) {
 			rules = f.log.rules(flow.Denied, scope, string(r.reason), whose)
 		}
 		// counter name "no-policy" goto refuse

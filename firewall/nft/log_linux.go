@@ -45,6 +45,17 @@ func logsOf(l firewall.Log, group uint16) logs {
 	return out
 }
 
+// tells reports whether refusals of a scope are logged where packets are refused. What exceeds a limit is logged where that is found out.
+func (l logs) tells(s flow.Scope) bool {
+	switch s {
+	case flow.Egress:
+		return l.egress
+	case flow.Rate:
+		return false
+	}
+	return l.c2c
+}
+
 // The names of the sets that hold the containers' shares, one for each rate: what has a share keeps its rate until it was idle.
 func (l logs) deniedSet() string { return fmt.Sprintf("log-denied-%d", l.denied) }
 func (l logs) udpSet() string    { return fmt.Sprintf("log-udp-%d", l.udp) }
@@ -123,6 +134,10 @@ func refusalLogs(r Reason) (flow.Scope, container) {
 		return flow.C2C, receiver
 	case HostService:
 		return flow.Host, sender
+	case NoRule, DeniedNetwork, Invalid:
+		return flow.Egress, sender
+	case RateLimited:
+		return flow.Rate, sender
 	}
 	return flow.C2C, sender
 }

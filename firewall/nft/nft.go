@@ -44,6 +44,10 @@ const (
 	HostService        Reason = "host-service"        // to the host itself
 	VXLAN              Reason = "vxlan"               // a container's own
 	Ended              Reason = "ended"               // an answer on a connection that Cut has ended
+	NoRule             Reason = "no-rule"             // to the outside of the overlay, and no list of the container's allows it
+	DeniedNetwork      Reason = "denied-network"      // to a network that no list can allow
+	RateLimited        Reason = "rate-limited"        // too many connections from one container to one destination
+	Invalid            Reason = "invalid"             // tcp to the outside that is part of no connection and begins none
 )
 
 // Stats is what the table has counted and holds.

@@ -243,7 +243,8 @@ func (s *state) observeSets(c *kernel.Conn) error {
 func (s *set) arrange() {
 	slices.SortFunc(s.allow, firewall.CompareAllow)
 	slices.SortFunc(s.elems, cmpElem)
-	s.allow, s.elems = slices.Compact(s.allow), slices.Compact(s.elems)
+	slices.SortFunc(s.spans, firewall.CompareSpan)
+	s.allow, s.elems, s.spans = slices.Compact(s.allow), slices.Compact(s.elems), slices.Compact(s.spans)
 }
 
 // parseSet reads a set's name. It is ok if the set is declared as kindOf says.
@@ -322,10 +323,16 @@ func parseElement(item []byte, k *setKind, x *set) bool {
 			return false
 		}
 	}
-	if len(key) != int(k.keyLen()) || (k == kindRanges) != (end != nil) || k.verdicts != (code == verdictJump) {
+	if len(key) != int(k.keyLen()) || k.ranges() != (end != nil) || k.verdicts != (code == verdictJump) {
 		return false
 	}
-	if k != kindAllow && k != kindRanges {
+	switch k {
+	case kindAllow, kindRanges:
+	case kindPorts, kindMessages, kindOthers:
+		s, ok := parseSpan(x.name, key, end)
+		x.spans = append(x.spans, s)
+		return ok
+	default:
 		x.elems = append(x.elems, elem{string(key), chain})
 		return true
 	}

@@ -51,6 +51,7 @@ type change struct {
 	rule               *rule
 	elems              []elem
 	allow              []firewall.Allow
+	spans              []firewall.Span
 }
 
 // plan returns the changes that lead from s to w. Their order is one that the kernel accepts in one transaction: what is referred to is
@@ -112,11 +113,15 @@ func (p *planner) fillSets(w *wish, s *state) {
 			more, less = difference(want.allow, have.allow, firewall.CompareAllow)
 		}
 		moreElems, lessElems := difference(want.elems, have.elems, cmpElem)
-		if len(less)+len(lessElems) > 0 {
-			p.add(change{verb: "delete", object: "element", name: want.name, allow: less, elems: lessElems})
+		var moreSpans, lessSpans []firewall.Span
+		if !firewall.SameSpans(want.spans, have.spans) {
+			moreSpans, lessSpans = difference(want.spans, have.spans, firewall.CompareSpan)
 		}
-		if len(more)+len(moreElems) > 0 {
-			added = append(added, change{verb: "add", object: "element", name: want.name, allow: more, elems: moreElems})
+		if len(less)+len(lessElems)+len(lessSpans) > 0 {
+			p.add(change{verb: "delete", object: "element", name: want.name, allow: less, elems: lessElems, spans: lessSpans})
+		}
+		if len(more)+len(moreElems)+len(moreSpans) > 0 {
+			added = append(added, change{verb: "add", object: "element", name: want.name, allow: more, elems: moreElems, spans: moreSpans})
 		}
 	}
 	p.changes = append(p.changes, added...)
@@ -217,6 +222,9 @@ func (c change) String() string {
 		}
 		for _, e := range c.elems {
 			list = append(list, elementText(c.name, e))
+		}
+		for _, s := range c.spans {
+			list = append(list, spanText(s))
 		}
 		return text + " { " + strings.Join(list, ", ") + " }"
 	case c.verb != "add":

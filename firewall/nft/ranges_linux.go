@@ -81,12 +81,17 @@ func shardsFor(tag identity.Tag, n int, have map[string]*set) int {
 
 // nameRanges returns the set that has exactly these ranges already, or a name that is not taken.
 func nameRanges(prefix string, ranges []firewall.Allow, have map[string]*set) string {
+	return nameSet(prefix, have, func(s *set) bool { return slices.Equal(s.allow, ranges) })
+}
+
+// nameSet returns the set of this prefix that is right already, or a name that is not taken.
+func nameSet(prefix string, have map[string]*set, right func(*set) bool) string {
 	free := ""
 	for n := 0; ; n++ {
 		name := fmt.Sprintf("%s-%d", prefix, n)
 		s := have[name]
 		switch {
-		case s != nil && slices.Equal(s.allow, ranges):
+		case s != nil && right(s):
 			return name
 		case s == nil && free == "":
 			free = name

@@ -128,7 +128,7 @@ func saddrIn(p netip.Prefix) part { return inNetwork("saddr", offsetSaddr, p) }
 func daddrIn(p netip.Prefix) part { return inNetwork("daddr", offsetDaddr, p) }
 
 // Bits of a connection's state (linux/netfilter/nf_conntrack_common.h: NF_CT_STATE_BIT).
-const stateEstablished, stateRelated = 1 << 1, 1 << 2
+const stateInvalid, stateEstablished, stateRelated, stateNew = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 
 func ctState(op expr.CmpOp, bits uint32) []expr.Any {
 	return []expr.Any{&expr.Ct{Key: expr.CtKeySTATE, Register: reg1}, and(reg1, bits, 0), compare(op, 0, 0, 0, 0)}
@@ -338,6 +338,10 @@ func rejectUnreachable() part {
 
 func accept() part { return part{"accept", []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}} }
 func drop() part   { return part{"drop", []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}} }
+
+func jump(chain string) part {
+	return part{"jump " + chain, []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}}
+}
 
 func goTo(chain string) part {
 	return part{"goto " + chain, []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}}

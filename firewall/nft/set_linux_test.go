@@ -32,8 +32,10 @@ func TestListing(t *testing.T) {
 	table := h.open(nft.Options{Unowned: true})
 	in := example()
 	in.Router = 0x77
+	restrict(t, &in)
 	in.Endpoints[0].Ingress = []uint16{8080, 8443}
 	rs := compile(t, in)
+	rs.Log.Egress = true
 	set(t, table, rs)
 	holds(t, table, rs)
 	got := sortElements(h.sh("nft -s list ruleset"))

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/bits"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 
@@ -159,7 +158,7 @@ func (t *Table) frame(rs *firewall.Ruleset) (frame, error) {
 	if rs.VTEP == "" || len(rs.VTEP) >= unix.IFNAMSIZ || strings.ContainsAny(rs.VTEP, "\"*\\\n") {
 		return frame{}, fault.Invalidf("VXLAN device %.40q: expected a device name such as silk-vtep", rs.VTEP)
 	}
-	return frame{network: rs.Network, vtep: rs.VTEP, unrestricted: rs.Unrestricted, router: rs.Router, connMask: t.connMask, log: logsOf(rs.Log, t.logGroup)}, nil
+	return frame{network: rs.Network, vtep: rs.VTEP, unrestricted: rs.Unrestricted, router: rs.Router, connMask: t.connMask, limit: rs.Limit, log: logsOf(rs.Log, t.logGroup)}, nil
 }
 
 // Set makes the kernel enforce rs, which must not change afterwards. What takes effect does so in one transaction.
@@ -259,51 +258,6 @@ func (t *Table) observe() (*state, error) {
 
 // untouched reports whether nobody else has changed the table since it was last asked.
 func (t *Table) untouched() bool { return !t.heard.touched() }
-
-// prefill is how many elements of new sets are worth transactions of their own.
-const prefill = 4096
-
-// stages takes out of changes what fills new sets: nothing refers to them yet, so it may be done bit by bit, and the transaction that takes
-// effect is small. Sets of ranges are always filled beforehand: the kernel publishes their elements at the very end of a transaction, when
-// packets see its rules already (nft_set_commit_update in nf_tables_commit, up to 6.18 at least), and would find them empty for a moment. A
-// table that is made anew is made at once.
-func stages(changes []change) (first [][]change, then []change) {
-	fresh, n := map[string]bool{}, 0
-	for _, c := range changes {
-		switch {
-		case c.object == "table":
-			return nil, changes
-		case c.object == "set" && c.verb == "add":
-			fresh[c.name] = true
-		case c.object == "element" && fresh[c.name]:
-			n += len(c.allow)
-		}
-	}
-	var made []change
-	for _, c := range changes {
-		early := fresh[c.name] && len(c.elems) == 0 && (n >= prefill || kindOf(c.name) == kindRanges)
-		switch {
-		case early && c.object == "set":
-			made = append(made, c)
-		case early && c.object == "element":
-			for some := range slices.Chunk(c.allow, prefill) {
-				first = append(first, []change{{verb: c.verb, object: c.object, name: c.name, allow: some}})
-			}
-		default:
-			then = append(then, c)
-		}
-	}
-	if len(made) == 0 {
-		return nil, then
-	}
-	if n < prefill { // little: at once
-		for _, some := range first {
-			made = append(made, some...)
-		}
-		return [][]change{made}, then
-	}
-	return append([][]change{made}, first...), then
-}
 
 // send carries out changes in one transaction. With a generation other than 0 it does so only if nftables is still at it.
 func (t *Table) send(changes []change, generation uint32) error {

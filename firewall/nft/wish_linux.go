@@ -24,7 +24,7 @@ type setKind struct {
 
 // The types of nft (nftables: include/datatype.h).
 const (
-	typeIPv4, typeProtocol, typeService, typeMark, typeIfname = 7, 12, 13, 19, 41
+	typeIPv4, typeProtocol, typeService, typeICMPType, typeMark, typeICMPCode, typeIfname = 7, 12, 13, 14, 19, 32, 41
 
 	typeVerdict = 0xffffff00 // NFT_DATA_VERDICT
 	flagConcat  = 0x80       // NFT_SET_CONCAT
@@ -54,11 +54,16 @@ var (
 
 // size is how many elements there can be; 0: any number.
 func (k *setKind) size() uint32 {
-	if k == kindLog {
+	switch k {
+	case kindLog:
 		return maxLimited
+	case kindRates:
+		return maxRates
 	}
 	return 0
 }
+
+func (k *setKind) ranges() bool { return k.flags&unix.NFT_SET_INTERVAL != 0 }
 
 // keyLen is the length of a key in bytes: each field takes whole 32-bit words.
 func (k *setKind) keyLen() (n uint32) {
@@ -75,7 +80,7 @@ func kindOf(name string) *setKind {
 		return kindSources
 	case setOwn:
 		return kindOwn
-	case setDestinations, setStreams:
+	case setDestinations, setStreams, setOutside:
 		return kindTo
 	case setServices:
 		return kindService
@@ -91,6 +96,14 @@ func kindOf(name string) *setKind {
 		return kindRanges
 	case "shards":
 		return kindShards
+	case "ports":
+		return kindPorts
+	case "messages":
+		return kindMessages
+	case "others":
+		return kindOthers
+	case "rates":
+		return kindRates
 	case "log":
 		return kindLog
 	}
@@ -98,19 +111,22 @@ func kindOf(name string) *setKind {
 }
 
 // volatile reports whether the elements of a set are of no ruleset: packets and Cut write them.
-func volatile(name string) bool { return name == setEnded || kindOf(name) == kindLog }
+func volatile(name string) bool {
+	return name == setEnded || kindOf(name) == kindLog || kindOf(name) == kindRates
+}
 
 // elem is an element of one of the small sets: its key and, in a map, the chain that it leads to.
 type elem struct{ key, chain string }
 
-// set is a set with its elements, sorted. Those of allowances have only allow, all others only elems.
+// set is a set with its elements, sorted. Those of allowances have only allow, those of what may be reached outside only spans, all others only elems.
 type set struct {
 	name  string
 	allow []firewall.Allow
 	elems []elem
+	spans []firewall.Span
 }
 
-func (s *set) len() int { return len(s.allow) + len(s.elems) }
+func (s *set) len() int { return len(s.allow) + len(s.elems) + len(s.spans) }
 
 // wish is the table as it should be.
 type wish struct {
@@ -151,7 +167,7 @@ func (b *builder) chain(key string, make func() chain) chain {
 // wish returns what a ruleset asks for. have are the sets of ranges that are there: those that are right keep their names.
 func (b *builder) wish(f frame, rs *firewall.Ruleset, have map[string]*set) *wish {
 	b.use(f)
-	if len(b.made) > 4*(len(rs.Groups)+len(rs.Sources))+1024 {
+	if len(b.made) > 4*(len(rs.Groups)+2*len(rs.Sources))+1024 {
 		clear(b.made)
 	}
 	w := &wish{frame: f, chains: slices.Clone(b.static), sets: small(rs, f)}
@@ -159,6 +175,7 @@ func (b *builder) wish(f frame, rs *firewall.Ruleset, have map[string]*set) *wis
 		w.chains = append(w.chains, b.chain(fromChain(tag), func() chain { return from(tag, f.streams()) }),
 			b.chain(awayChain(tag), func() chain { return away(f.vtep, tag) }))
 	}
+	b.egress(w, rs, have)
 	if rs.Unrestricted {
 		return w
 	}
