@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -14,7 +13,6 @@ import (
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/policy"
-	"golang.org/x/sys/unix"
 )
 
 // Engine enforces rulesets in one namespace.
@@ -49,20 +47,7 @@ func Run(t *testing.T, packets int, open func(ns *kernel.NS) (Engine, error)) {
 		defer e.Close()
 		r.engines[i] = e
 	}
-	// Packets of one path are handled in order only on one CPU.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var had, one unix.CPUSet
-	unix.SchedGetaffinity(0, &had)
-	for i := 0; one.Count() == 0; i++ {
-		if had.IsSet(i) {
-			one.Set(i)
-		}
-	}
-	if err := unix.SchedSetaffinity(0, &one); err != nil {
-		t.Fatal(err)
-	}
-	defer unix.SchedSetaffinity(0, &had)
+	defer pin(t)()
 	r.groups()
 	for done := 0; done < packets; done += inBatch {
 		r.change()

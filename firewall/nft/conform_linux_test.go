@@ -27,3 +27,14 @@ func TestConformance(t *testing.T) {
 		return engine{table}, err
 	})
 }
+
+func TestEgressConformance(t *testing.T) {
+	packets := 100_000
+	if testing.Short() {
+		packets = 10_000
+	}
+	firewalltest.RunEgress(t, packets, func(ns *kernel.NS) (firewalltest.Engine, error) {
+		table, err := nft.Open(ns, nft.Options{})
+		return engine{table}, err
+	})
+}

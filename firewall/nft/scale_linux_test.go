@@ -36,7 +36,7 @@ func TestCrowd(t *testing.T) {
 		h := newHost(t)
 		table := h.open(nft.Options{Unowned: unowned})
 		c := set(t, table, rs)
-		if want := 65535 + 4*250 + 3; c.Desired != want {
+		if want := 65535 + 5*250 + 3; c.Desired != want {
 			t.Errorf("%d elements, expected %d", c.Desired, want)
 		}
 		if c := set(t, table, rs); c.Sent != 0 {
@@ -54,7 +54,7 @@ func TestCrowd(t *testing.T) {
 		if c := set(t, table, compile(t, more)); c.Sent != 1 || c.Full {
 			t.Errorf("one policy more took %+v", c)
 		}
-		if c := set(t, table, compile(t, example())); c.Desired > 22 {
+		if c := set(t, table, compile(t, example())); c.Desired > 26 {
 			t.Errorf("%+v", c)
 		}
 		holds(t, table, compile(t, example()))
