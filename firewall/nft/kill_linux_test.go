@@ -3,6 +3,7 @@ package nft_test
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -19,6 +20,7 @@ import (
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/policy"
+	"code.cloudfoundry.org/silk/secgroup"
 )
 
 // writerMode makes this program the writer that TestKilledAtRandomInstants kills.
@@ -34,7 +36,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// killed are the rulesets that the writer goes to and fro between: in all but the first container 1 of host 0 may send container 2 udp 80 and 90 to 99.
+// killed are the rulesets that the writer goes to and fro between: in all but the first container 1 of host 0 may send container 2, and 198.51.100.1, udp 80 and 90 to 99.
 // Some are large enough for several transactions.
 func killed() []firewall.Ruleset {
 	out := []firewall.Ruleset{{Network: firewalltest.Network, VTEP: firewalltest.VTEP}}
@@ -46,6 +48,13 @@ func killed() []firewall.Ruleset {
 			in.Endpoints = append(in.Endpoints, firewall.Endpoint{
 				Device: fmt.Sprintf("s-010255001%03d", n+1), Address: netip.AddrFrom4([4]byte{10, 255, 1, n + 1}), Group: group(identity.Tag((n + 1) % 3))})
 		}
+		reach := []secgroup.Rule{to(secgroup.UDP, "198.51.100.1", "198.51.100.1", 80, 80, 90, 99)}
+		for j := range i * 2000 {
+			a := fmt.Sprintf("20.0.%d.%d", j/256, j%256)
+			reach = append(reach, to(secgroup.UDP, a, a, uint16(1+j), uint16(1+j)))
+		}
+		l, _ := firewall.NewList(reach)
+		in.Endpoints[0].Egress = &firewall.Egress{Lists: []*firewall.List{l}}
 		for j := range i * 6000 {
 			tag := identity.Tag(3 + j%9000)
 			in.Rules = append(in.Rules, rule(tag, identity.Tag(1+j%2), policy.TCP, uint16(1000+j/9000*10), uint16(1000+j/9000*10+j%9%2*5)))
@@ -82,8 +91,15 @@ func TestKilledAtRandomInstants(t *testing.T) {
 	f := newFleet(t, nft.Options{Unowned: true})
 	f.tables[0].Close()
 	h, all := f.w.Hosts[0], killed()
-	sent, arrived := 0, map[uint16]int{}
+	o := firewalltest.NewOutside(h)
+	sent, arrived, outside := 0, map[uint16]int{}, map[uint16]int{}
+	out := func(port uint16) {
+		if err := h.SendIP(h.Device(1), firewalltest.Opening(h.Address(1), packetTo(secgroup.UDP, "198.51.100.1", port), uint32(sent))); err != nil {
+			t.Fatal(err)
+		}
+	}
 	hear := func() {
+		o.Hear(func(b []byte) { outside[binary.BigEndian.Uint16(b[22:])]++ })
 		if err := h.Hear(func(p firewalltest.Packet) { arrived[p.Port]++ }); err != nil {
 			t.Fatal(err)
 		}
@@ -91,14 +107,14 @@ func TestKilledAtRandomInstants(t *testing.T) {
 	for i := range rounds(20) {
 		cmd := exec.Command("/proc/self/exe")
 		cmd.Env = append(os.Environ(), writerMode+"=1")
-		out, err := cmd.StdoutPipe()
+		says, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := h.NS.Do(cmd.Start); err != nil {
 			t.Fatal(err)
 		}
-		lines := bufio.NewReader(out)
+		lines := bufio.NewReader(says)
 		if line, err := lines.ReadString('\n'); line != "open\n" {
 			t.Fatalf("the writer says %q, %v", line, err)
 		}
@@ -112,6 +128,7 @@ func TestKilledAtRandomInstants(t *testing.T) {
 			if err := h.Send(f.packet(1, 0, 2, policy.UDP, 81), false); err != nil {
 				t.Fatal(err)
 			}
+			out(81)
 		}
 		cmd.Process.Kill()
 		if rest, _ := io.ReadAll(lines); strings.Trim(string(rest), "open\n") != "" {
@@ -129,8 +146,9 @@ func TestKilledAtRandomInstants(t *testing.T) {
 		if err := h.Send(f.packet(1, 0, 2, policy.UDP, 95), false); err != nil {
 			t.Fatal(err)
 		}
+		out(95)
 		testkit.Within(t, 2*time.Second, func() string {
-			if hear(); arrived[95] <= i {
+			if hear(); arrived[95] <= i || outside[95] <= i {
 				return "what is allowed does not arrive"
 			}
 			return ""
@@ -141,6 +159,9 @@ func TestKilledAtRandomInstants(t *testing.T) {
 		if err := table.Close(); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if outside[81] > 0 {
+		t.Errorf("%d of %d packets that no list allows passed to the outside", outside[81], sent)
 	}
 	if arrived[81] > 0 {
 		t.Errorf("%d of %d packets that no policy allows passed", arrived[81], sent)
