@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"unsafe"
@@ -114,7 +115,7 @@ func longest(rules []secgroup.Rule) (int, []Span) {
 	return n, spans
 }
 
-// NewDeny returns the list of all that goes to some networks. It is never logged.
+// NewDeny returns the list of all that goes to some networks. It is never logged, and never bounded: what is left out of it would be open.
 func NewDeny(networks []netip.Prefix) *List {
 	var rules []secgroup.Rule
 	for _, p := range networks {
@@ -122,8 +123,8 @@ func NewDeny(networks []netip.Prefix) *List {
 			rules = append(rules, secgroup.Rule{Destinations: []secgroup.Range{{First: p.Masked().Addr(), Last: last(p)}}})
 		}
 	}
-	s := sweep{limit: MaxSpans}
-	s.run(secgroup.All, rects(rules, secgroup.All))
+	s := sweep{limit: math.MaxInt, most: math.MaxInt}
+	s.run(secgroup.All, rects(rules, secgroup.All, math.MaxInt))
 	return newList(s.out)
 }
 

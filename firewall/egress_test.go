@@ -238,3 +238,17 @@ func compileAll(t *testing.T, in firewall.Input) firewall.Ruleset {
 	}
 	return rs
 }
+
+// TestDeniedNetworksAreNeverCutShort: a list of them is whole, however long.
+func TestDeniedNetworksAreNeverCutShort(t *testing.T) {
+	var networks []netip.Prefix
+	for i := range uint32(firewall.MaxSpans + 100) {
+		networks = append(networks, netip.PrefixFrom(addr(1000+2*i), 32))
+	}
+	l := firewall.NewDeny(networks)
+	for _, i := range []int{0, firewall.MaxSpans, len(networks) - 1} {
+		if denied, _ := l.Allows(secgroup.Packet{Protocol: 47, Destination: networks[i].Addr()}); !denied {
+			t.Errorf("network %d is not denied", i)
+		}
+	}
+}

@@ -25,17 +25,17 @@ func good(d secgroup.Range) bool {
 
 // reduce returns the spans of rules, in no order. It is not ok if they are too many, or take too long to find.
 func reduce(rules []secgroup.Rule) ([]Span, bool) {
-	s := sweep{limit: MaxSpans}
+	s := sweep{limit: MaxSpans, most: maxWork}
 	for _, p := range []secgroup.Protocol{secgroup.TCP, secgroup.UDP, secgroup.ICMP, secgroup.All} {
-		if !s.run(p, rects(rules, p)) {
+		if !s.run(p, rects(rules, p, MaxSpans)) {
 			return nil, false
 		}
 	}
 	return s.out, true
 }
 
-// rects returns what rules say of packets of a protocol, where All stands for those that have no other, in order. There is at most one more than MaxSpans.
-func rects(rules []secgroup.Rule, p secgroup.Protocol) []rect {
+// rects returns what rules say of packets of a protocol, where All stands for those that have no other, in order. There is at most one more than limit.
+func rects(rules []secgroup.Rule, p secgroup.Protocol, limit int) []rect {
 	var out []rect
 	for _, r := range rules {
 		for _, d := range r.Destinations {
@@ -43,7 +43,7 @@ func rects(rules []secgroup.Rule, p secgroup.Protocol) []rect {
 				continue
 			}
 			for _, l := range lines(r, p) {
-				if out = append(out, rect{d.First, d.Last, l}); len(out) > MaxSpans {
+				if out = append(out, rect{d.First, d.Last, l}); len(out) > limit {
 					return out
 				}
 			}
@@ -102,11 +102,12 @@ func messages(r secgroup.Rule) (out []line) {
 // from there on. What it finds depends only on which packets are allowed and logged, not on how the rules are written.
 type sweep struct {
 	out   []Span
-	limit int
-	work  int
+	limit int // of spans
+	work  int // so far
+	most  int // at most
 }
 
-// maxWork bounds what a sweep looks at, in rectangles and lines at an address: some 50 ms.
+// maxWork bounds what the sweep of a list looks at, in rectangles and lines at an address: some 50 ms.
 const maxWork = 4_000_000
 
 // run adds the spans of one protocol. It is not ok when there are too many, or too much to look at.
@@ -136,7 +137,7 @@ func (s *sweep) run(p secgroup.Protocol, all []rect) bool {
 			active, byFirst = slices.Insert(active, i, byFirst[0]), byFirst[1:]
 		}
 		open = s.step(p, at, open, s.paint(p, all, active))
-		if s.work > maxWork || len(s.out)+len(open) > s.limit {
+		if s.work > s.most || len(s.out)+len(open) > s.limit {
 			return false
 		}
 	}
@@ -178,7 +179,7 @@ func (s *sweep) close(x Span, at netip.Addr) {
 func (s *sweep) paint(p secgroup.Protocol, all []rect, active []int) []line {
 	var lines []line
 	for _, i := range active {
-		if s.work++; s.work > maxWork {
+		if s.work++; s.work > s.most {
 			break
 		}
 		r, n := all[i].line, len(lines)

@@ -54,7 +54,27 @@ type Config struct {
 	DeniedLogs      int      `json:"iptables_denied_logs_per_sec"`       // lines of the flow log about refusals, for each container
 	UDPLogs         int      `json:"iptables_accepted_udp_logs_per_sec"` // and about accepted connections of udp
 	FlowLog         FlowLog  `json:"flow_log"`
-	ASGSyncing      bool     `json:"enable_asg_syncing"` // there is none here: see docs/operate/policy-agent.md
+	ASGSyncing      bool     `json:"enable_asg_syncing"` // containers reach what security groups say, and what the runtime says does not count
+	ASGPoll         int      `json:"asg_poll_interval"`  // between two looks at the security groups of a server that cannot be watched
+
+	DenyNetworks DenyNetworks        `json:"deny_networks"`
+	Connections  OutboundConnections `json:"outbound_connections"`
+}
+
+// DenyNetworks are networks in CIDR notation that containers do not reach, whatever security groups say.
+type DenyNetworks struct {
+	Always  []string `json:"always"`
+	Running []string `json:"running"` // apps and tasks
+	Staging []string `json:"staging"`
+}
+
+// OutboundConnections limits how often a container begins tcp connections to one port of one address outside the overlay.
+type OutboundConnections struct {
+	Limit   bool `json:"limit"`
+	Logging bool `json:"logging"` // what exceeds the limit
+	DryRun  bool `json:"dry_run"` // it is logged, and nothing is refused, whether or not limit is set
+	Burst   int  `json:"burst"`
+	Rate    int  `json:"rate_per_sec"`
 }
 
 // FlowLog says where the flow log's lines go. It is switched on and off by other keys, and at run time.
@@ -73,6 +93,7 @@ const maxLogs = 1_000_000
 // DefaultConfig returns the values that hold for keys a file leaves out.
 func DefaultConfig() Config {
 	return Config{
+		ASGPoll: 60, Connections: OutboundConnections{Burst: 1000, Rate: 100},
 		ClientTimeout: 5, PollInterval: 5, OverlayNetwork: "10.255.0.0/16", VTEPName: "silk-vtep", EndpointDir: "/run/silk/endpoints",
 		MaxTag: int(identity.MaxTag), ConnMask: 0xffff, StateDir: "/var/lib/silk/policy-agent", DebugHost: "127.0.0.1", DebugPort: 8721, ForceHost: "127.0.0.1", ForcePort: 8722, LogLevel: "info",
 		DeniedLogs: 1, UDPLogs: 100, FlowLog: FlowLog{Format: flow.Lines.String(), Group: nft.LogGroup},
@@ -81,7 +102,7 @@ func DefaultConfig() Config {
 
 // ignored are keys that existing deployments render and that mean nothing here.
 var ignored = []string{
-	"asg_poll_interval", "vni", "metron_address", "iptables_lock_file", "log_prefix", "loggregator", "deny_networks", "outbound_connections",
+	"vni", "metron_address", "iptables_lock_file", "log_prefix", "loggregator",
 }
 
 // Load reads the file at path over the defaults. Warnings are for the log. What is wrong with the content is fault.Invalid.
@@ -138,6 +159,7 @@ func (c *Config) Validate(p *config.Problems) {
 	for path, err := range errs {
 		p.Check(path, err)
 	}
+	c.DenyNetworks.check(p)
 	for i, s := range c.DNSServers {
 		_, err := netip.ParseAddr(s)
 		p.Check(fmt.Sprintf("dns_servers[%d]", i), err)
@@ -148,6 +170,7 @@ func (c *Config) Validate(p *config.Problems) {
 	}{
 		{"debug_server_port", c.DebugPort, 65535}, {"force_policy_poll_cycle_port", c.ForcePort, 65535},
 		{"iptables_accepted_udp_logs_per_sec", c.UDPLogs, maxLogs}, {"flow_log.nflog_group", c.FlowLog.Group, 65535},
+		{"asg_poll_interval", c.ASGPoll, 86400}, {"outbound_connections.burst", c.Connections.Burst, maxConnections}, {"outbound_connections.rate_per_sec", c.Connections.Rate, maxConnections},
 		{"poll_interval", c.PollInterval, 86400}, {"client_timeout_seconds", c.ClientTimeout, 3600}, {"max_tag", c.MaxTag, int(identity.MaxTag)},
 	} {
 		if n.value < 1 || n.value > n.max {
@@ -157,6 +180,31 @@ func (c *Config) Validate(p *config.Problems) {
 	if _, ok := service.ParseLevel(c.LogLevel); !ok && c.LogLevel != "" {
 		p.Addf("log_level", "%q: expected debug, info, warn or error", c.LogLevel)
 	}
+}
+
+// maxConnections bounds what a limit of connections can be.
+const maxConnections = 1_000_000
+
+// check judges the networks.
+func (d DenyNetworks) check(p *config.Problems) {
+	for _, l := range []struct {
+		key  string
+		list []string
+	}{{"always", d.Always}, {"running", d.Running}, {"staging", d.Staging}} {
+		for i, s := range l.list {
+			n, err := netip.ParsePrefix(s)
+			p.Require(fmt.Sprintf("deny_networks.%s[%d]", l.key, i), err == nil && n.Addr().Is4(), "an IPv4 network such as 10.0.0.0/8")
+		}
+	}
+}
+
+// limit returns how connections to the outside are limited.
+func (c Config) limit() firewall.Limit {
+	o := c.Connections
+	if !o.Limit && !o.DryRun {
+		return firewall.Limit{}
+	}
+	return firewall.Limit{Rate: o.Rate, Burst: o.Burst, Log: o.Logging, Dry: o.DryRun}
 }
 
 // servers returns the URLs of the policy-servers.

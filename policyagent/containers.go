@@ -23,6 +23,7 @@ type container struct {
 	namespace kernel.NSID  // zero when it is not known
 	endpoints []firewall.Endpoint
 	metadata  json.RawMessage // what the runtime says of it
+	netOut    json.RawMessage // the runtime's rules for what it may reach outside, if it gave any
 }
 
 // group returns the policy group, "" for none.
@@ -136,7 +137,7 @@ func (s *sources) list(ctx context.Context) (hosted, error) {
 			continue // its device is still to come, or has gone
 		}
 		known[r.Device] = true
-		c := container{key: r.Key, namespace: r.Namespace, metadata: r.Metadata}
+		c := container{key: r.Key, namespace: r.Namespace, metadata: r.Metadata, netOut: r.NetOut}
 		ports := h.ports(r.Key.String(), r.Metadata)
 		for _, a := range r.Addresses {
 			c.endpoints = append(c.endpoints, firewall.Endpoint{Device: r.Device, Address: a.Addr(), Group: identity.Group(r.Group), Ingress: ports})

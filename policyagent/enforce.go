@@ -19,6 +19,7 @@ import (
 // compiled is what the last pass has made, so that a pass that finds nothing new costs little.
 type compiled struct {
 	compiler  firewall.Compiler
+	reaches   reaches
 	version   uint64
 	endpoints []firewall.Endpoint
 	rules     firewall.Ruleset
@@ -81,7 +82,9 @@ func (a *agent) enforce(ctx context.Context) (cutError, err error) {
 	now := wall()
 	a.mu.Lock()
 	a.ask(h.groups())
-	if !a.known && a.adopted { // the rules that an earlier agent left are better than none
+	a.askGroups(h)
+	starting := a.dynamic() && !a.groups.known && now.Sub(a.opened) < groupsStart
+	if a.adopted && (!a.known || starting) { // the rules that an earlier agent left are better than none
 		a.now.hosted = h
 		logs := a.logs()
 		a.mu.Unlock()
@@ -89,10 +92,16 @@ func (a *agent) enforce(ctx context.Context) (cutError, err error) {
 		a.flows.know(h, nil, 0, firewall.Ruleset{}, now)
 		return nil, a.table.Stand(ctx)
 	}
+	if a.groups.expire(now) {
+		a.version++
+		a.save.Kick()
+	}
 	rules, rev, version, router, absent := a.held.Keep(now), a.held.Revision(), a.version, a.router, a.held.Absent()
+	groups, groupsVersion := a.groups.all(), a.groups.version
 	since, logs := a.now.changedAt, a.logs()
 	a.mu.Unlock()
 
+	a.give(&h, groups, groupsVersion)
 	c := &a.cache
 	enforceable := h.endpoints()
 	if err := a.mark(h, true); err != nil {
@@ -133,7 +142,7 @@ func (a *agent) enforce(ctx context.Context) (cutError, err error) {
 func (a *agent) compile(eps []firewall.Endpoint, rules []policy.Rule, version uint64, router identity.Tag, aging bool) {
 	c := &a.cache
 	same := func(x, y firewall.Endpoint) bool {
-		return x.Device == y.Device && x.Address == y.Address && x.Group == y.Group && slices.Equal(x.Ingress, y.Ingress)
+		return x.Device == y.Device && x.Address == y.Address && x.Group == y.Group && x.Egress == y.Egress && slices.Equal(x.Ingress, y.Ingress)
 	}
 	if c.fresh && !aging && c.version == version && slices.EqualFunc(c.endpoints, eps, same) {
 		return
@@ -231,7 +240,7 @@ func (a *agent) noteEnforced(h hosted, rev revision.Revision, since time.Time, c
 		}
 	}
 	p.enforced, p.problems = enforced, slices.Concat(h.problems, c.problems)
-	p.desired, p.policies, p.cut = changes.Desired, c.rules.Policies(), p.cut+uint64(ended)
+	p.desired, p.policies, p.reaches, p.cut = changes.Desired, c.rules.Policies(), len(c.rules.Reaches), p.cut+uint64(ended)
 	if changes.Drift > 0 && !first {
 		p.drift += uint64(changes.Drift)
 		a.log.Warn("rules repaired: somebody else had changed them", "changes", changes.Drift)

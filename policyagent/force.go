@@ -1,11 +1,13 @@
 package policyagent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"time"
 
 	"code.cloudfoundry.org/silk/endpoint"
@@ -34,14 +36,38 @@ func (a *agent) forceHandler() http.Handler {
 			answer(w, http.StatusInternalServerError, "failed to force policy poll cycle: "+err.Error())
 		}
 	})
-	// Security groups are not kept in step here. 405 makes the deployed wrapper plugin apply those that the runtime gave for the container;
-	// with 200 it would leave the container without any, and so without a way out.
-	disabled := func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, http.StatusMethodNotAllowed, "ASG syncing has been disabled administratively")
-	}
-	m.HandleFunc("/force-asgs-for-container", disabled)
-	m.HandleFunc("/force-orphaned-asgs-cleanup", disabled)
+	m.HandleFunc("/force-asgs-for-container", a.ofGroups(a.forceGroups))
+	m.HandleFunc("/force-orphaned-asgs-cleanup", a.ofGroups(func(w http.ResponseWriter, _ *http.Request, id string) {
+		a.enforcement.Kick() // what is no container's goes with the next pass
+		answer(w, http.StatusOK, "cleaned up ASGs for container "+id)
+	}))
 	return m
+}
+
+// ofGroups serves what the deployed wrapper plugin asks of security groups. 405 makes it apply those that the runtime gave for the container.
+func (a *agent) ofGroups(serve func(w http.ResponseWriter, r *http.Request, container string)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		id := r.URL.Query().Get("container")
+		switch {
+		case !a.dynamic():
+			answer(w, http.StatusMethodNotAllowed, "ASG syncing has been disabled administratively")
+		case id == "":
+			answer(w, http.StatusBadRequest, "no container specified")
+		default:
+			serve(w, r, id)
+		}
+	}
+}
+
+// forceGroups answers once what a container may reach is in the kernel. A container that is not known here has nothing to wait for.
+func (a *agent) forceGroups(w http.ResponseWriter, r *http.Request, id string) {
+	ctx, cancel := context.WithTimeout(r.Context(), containerLimit)
+	defer cancel()
+	if err := a.awaitContainer(ctx, endpoint.Key{Container: id}); err != nil && !errors.Is(err, fault.NotFound) {
+		answer(w, http.StatusInternalServerError, fmt.Sprintf("failed to update asgs for container %s: %v", id, err))
+		return
+	}
+	answer(w, http.StatusOK, "updated container "+id)
 }
 
 func answer(w http.ResponseWriter, status int, text string) {
@@ -78,7 +104,7 @@ func (a *agent) forceContainer(w http.ResponseWriter, r *http.Request, k endpoin
 // answer, the containers' rules are what was known; that is no failure.
 func (a *agent) forceCycle(ctx context.Context) error {
 	a.mu.Lock()
-	from, failures := a.now.begun+1, a.now.hearFailures
+	from, failures, unheard := a.now.begun+1, a.now.hearFailures, a.groups.fails
 	a.mu.Unlock()
 	a.enforcement.Kick()
 	var err error
@@ -88,6 +114,10 @@ func (a *agent) forceCycle(ctx context.Context) error {
 			return false
 		}
 		if err = a.now.passError; err != nil {
+			return false
+		}
+		known := !slices.ContainsFunc(a.now.hosted.containers, func(c container) bool { return !a.groupsKnown(c) })
+		if !known && a.groups.fails == unheard {
 			return false
 		}
 		return a.inForce(a.question.groups, &want) || a.now.hearFailures > failures
@@ -121,7 +151,7 @@ func (a *agent) inForce(groups []identity.Group, want *uint64) bool {
 // rules. Unavailable: they are not there, because policy-server does not answer or the kernel did not take them.
 func (a *agent) awaitContainer(ctx context.Context, k endpoint.Key) error {
 	a.mu.Lock()
-	from, failures := a.now.begun+1, a.now.hearFailures
+	since := moment{a.now.begun + 1, a.now.hearFailures, a.groups.fails}
 	a.mu.Unlock()
 	if k.Network != "" && k.Interface != "" {
 		r, err := a.seen.records.Lookup(k)
@@ -130,7 +160,7 @@ func (a *agent) awaitContainer(ctx context.Context, k endpoint.Key) error {
 		}
 		a.mu.Lock()
 		c, ok := a.now.enforced[k]
-		ready := ok && c.namespace == r.Namespace && c.is(r) && a.inForce([]identity.Group{c.group()}, new(uint64))
+		ready := ok && c.namespace == r.Namespace && c.is(r) && a.groupsKnown(c) && a.inForce([]identity.Group{c.group()}, new(uint64))
 		a.mu.Unlock()
 		if ready {
 			return nil
@@ -141,7 +171,7 @@ func (a *agent) awaitContainer(ctx context.Context, k endpoint.Key) error {
 	var want uint64
 	done := a.await(ctx, func() bool {
 		var final bool
-		verdict, final = a.judge(k, from, failures, &want)
+		verdict, final = a.judge(k, since, &want)
 		return final
 	})
 	if !done {
@@ -152,12 +182,19 @@ func (a *agent) awaitContainer(ctx context.Context, k endpoint.Key) error {
 
 // is reports whether a container is what a record says.
 func (c container) is(r endpoint.Record) bool {
-	return len(c.endpoints) == len(r.Addresses) && len(c.endpoints) > 0 && c.endpoints[0].Address == r.Address() && string(c.endpoints[0].Group) == r.Group
+	return len(c.endpoints) == len(r.Addresses) && len(c.endpoints) > 0 && c.endpoints[0].Address == r.Address() && string(c.endpoints[0].Group) == r.Group &&
+		bytes.Equal(c.netOut, r.NetOut)
+}
+
+// moment is when somebody asked: the pass that begins after it, and how many attempts to hear had failed, of policies and of security groups.
+type moment struct {
+	pass             uint64
+	policies, groups uint64
 }
 
 // judge says how a container stands after a pass that began when somebody asked, and whether it is worth no further wait. mu is held.
-func (a *agent) judge(k endpoint.Key, from, failures uint64, want *uint64) (verdict error, final bool) {
-	if a.now.ended < from {
+func (a *agent) judge(k endpoint.Key, since moment, want *uint64) (verdict error, final bool) {
+	if a.now.ended < since.pass {
 		return fault.Unavailablef("its rules are being made"), false
 	}
 	if a.now.passError != nil {
@@ -169,14 +206,20 @@ func (a *agent) judge(k endpoint.Key, from, failures uint64, want *uint64) (verd
 	}
 	if e, ok := a.now.enforced[c.key]; !ok || !e.same(c) {
 		if !a.known {
-			return a.unheard(), a.now.hearFailures > failures
+			return a.unheard(), a.now.hearFailures > since.policies
+		}
+		if !a.groupsKnown(c) {
+			return a.unheardGroups(), a.groups.fails > since.groups
 		}
 		return a.refusal(c), true
+	}
+	if !a.groupsKnown(c) {
+		return a.unheardGroups(), a.groups.fails > since.groups
 	}
 	if a.inForce([]identity.Group{c.group()}, want) {
 		return nil, true
 	}
-	return a.unheard(), a.now.hearFailures > failures && !a.held.Knows(c.group())
+	return a.unheard(), a.now.hearFailures > since.policies && !a.held.Knows(c.group())
 }
 
 // unheard says why policies are not known.

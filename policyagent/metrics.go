@@ -47,6 +47,10 @@ var (
 	descFlowOpen     = desc("flow_open", "Connections whose end the flow log waits for.")
 	descFlowOn       = desc("flow_log", "1 when this part of the flow log is switched on.", "part")
 
+	descGroups        = desc("security_groups", "Security groups that are enforced.")
+	descGroupsUnheard = desc("security_group_hear_failures_total", "Failed attempts to hear security groups.")
+	descReaches       = desc("egress_rule_sets", "Sets of rules for what containers may reach outside the overlay: containers with the same rules share one.")
+
 	descContainers = desc("containers", "Containers on this host, by what is known of them.", "state")
 	descSkipped    = desc("skipped", "Records, policies and groups that cannot be enforced and are refused.")
 )
@@ -67,8 +71,13 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	}
 	descLoops.Collect(to, a.enforcement, a.save)
 	a.mu.Lock()
-	p, held := a.now, a.held.Absent()
+	p, held, groups := a.now, a.held.Absent(), a.groups
 	a.mu.Unlock()
+	if a.dynamic() {
+		to.Gauge(descGroups, float64(len(groups.Listed)+len(groups.Absent)))
+		to.Counter(descGroupsUnheard, float64(groups.fails))
+	}
+	to.Gauge(descReaches, float64(p.reaches))
 	if !p.inForce.IsZero() {
 		to.Gauge(descRevision, float64(p.inForce.Counter), p.inForce.Epoch)
 	}

@@ -33,6 +33,7 @@ import (
 	"code.cloudfoundry.org/silk/internal/service"
 	"code.cloudfoundry.org/silk/policy"
 	"code.cloudfoundry.org/silk/policy/policyhttp"
+	"code.cloudfoundry.org/silk/secgroup"
 )
 
 const (
@@ -87,6 +88,8 @@ type agent struct {
 	closers []func() error
 
 	feed        policy.Feed
+	groupFeed   secgroup.Feed // nil: there are none
+	opened      time.Time
 	enforcement *reconcile.Loop
 	save        *reconcile.Loop
 	cache       compiled // of the enforcement alone
@@ -96,6 +99,7 @@ type agent struct {
 	version       uint64 // changes with what is held
 	known         bool   // there was a list of policies, now or in an earlier life
 	router        identity.Tag
+	groups        groups
 	logging       bool // the switch of the debug server, and of what goes outside the next
 	loggingEgress bool
 	turn          chan struct{} // closed, and replaced, when anything below changes
@@ -110,6 +114,7 @@ func open(ctx context.Context, cfg Config, ns *kernel.NS, log *slog.Logger) (*ag
 		a.close()
 		return nil, err
 	}
+	a.opened, a.groups.nudged = wall(), make(chan struct{}, 1)
 	a.enforcement = &reconcile.Loop{Name: "enforcement", Step: a.pass, Log: log, Resync: passResync, MinGap: passGap, Retry: passRetry}
 	a.flows.changed = a.enforcement.Kick
 	a.save = &reconcile.Loop{Name: "state", Step: a.writeState, Log: log, MinGap: saveGap}
@@ -123,13 +128,12 @@ func (a *agent) open(ctx context.Context) error {
 	if err := a.checkHost(ctx); errors.Is(err, fault.Conflict) {
 		return err
 	}
-	if a.cfg.ASGSyncing {
-		a.log.Warn("security groups are not kept up to date by this version: CNI plugins are told to apply those that a container is created with", "key", "enable_asg_syncing")
-	}
 	services, _ := a.cfg.services() // judged by Validate
 	a.input = firewall.Input{
 		Network: a.cfg.overlay(), VTEP: a.cfg.VTEPName, MaxTag: identity.Tag(a.cfg.MaxTag), Services: services, DNS: a.cfg.dns(), Unrestricted: a.cfg.Open,
+		Limit: a.cfg.limit(),
 	}
+	a.cache.reaches = newReaches(a.cfg.DenyNetworks)
 	records, err := endpoint.Open(a.cfg.EndpointDir)
 	if err != nil {
 		return err
@@ -200,13 +204,26 @@ func (a *agent) openState(ctx context.Context) error {
 	v, err := s.load()
 	if err != nil {
 		a.log.Error("saved policies cannot be used", "error", err)
-		return nil
 	}
 	if v.held.Groups != nil {
 		a.held, a.router, a.known = v.held.Restore(watchWait), v.router, true
 		a.log.Info("policies restored", "revision", v.held.Revision, "policies", len(v.held.Listed)+len(v.held.Absent))
 	}
+	a.restoreGroups(s)
 	return nil
+}
+
+// restoreGroups reads which security groups were known last.
+func (a *agent) restoreGroups(s *state) {
+	h, err := s.loadGroups()
+	if err != nil {
+		a.log.Error("saved security groups cannot be used", "error", err)
+	}
+	if h == nil {
+		return
+	}
+	a.groups.heldGroups, a.groups.known = *h, true
+	a.log.Info("security groups restored", "revision", h.Revision, "groups", len(h.Listed)+len(h.Absent))
 }
 
 // close lets go of everything in reverse order.
@@ -221,6 +238,9 @@ func (a *agent) close() {
 // run serves until ctx ends.
 func (a *agent) run(ctx context.Context, feed policy.Feed, level *slog.LevelVar) error {
 	a.feed = feed
+	if a.cfg.ASGSyncing && !a.dynamic() {
+		a.log.Warn("there is nobody to ask for security groups: containers reach what the runtime says", "key", "enable_asg_syncing")
+	}
 	force, err := net.Listen("tcp", a.cfg.forceAddress())
 	if err != nil {
 		return fmt.Errorf("force-policy-poll-cycle-server: %w", err)
@@ -237,6 +257,9 @@ func (a *agent) run(ctx context.Context, feed policy.Feed, level *slog.LevelVar)
 		{Name: "container-watch", Run: a.watchKernel("watch on container devices ended", a.watchContainers)},
 		{Name: "policy-watch", Run: a.hearing},
 		{Name: "flow-log", Run: a.flows.run},
+	}
+	if a.dynamic() {
+		tasks = append(tasks, service.Task{Name: "security-group-watch", Run: a.hearingGroups})
 	}
 	if a.cfg.Ingress {
 		tasks = append(tasks, service.Task{Name: "ingress-tag", Run: a.routerLoop().Run})
@@ -282,6 +305,18 @@ func (a *agent) saving(ctx context.Context) error {
 
 // writeState stores what is known, if it is another than was stored last.
 func (a *agent) writeState(context.Context) error {
+	err := errors.Join(a.writePolicies(), a.writeGroups())
+	a.mu.Lock()
+	a.now.saveError = err
+	a.mu.Unlock()
+	if errors.Is(err, errNoState) { // the start has said so, and no attempt will change it
+		return nil
+	}
+	return err
+}
+
+// writePolicies stores what is known of policies, if it is another than was stored last.
+func (a *agent) writePolicies() error {
 	a.mu.Lock()
 	if !a.known || a.now.saved == a.version {
 		a.mu.Unlock()
@@ -291,13 +326,10 @@ func (a *agent) writeState(context.Context) error {
 	a.mu.Unlock()
 	err := a.state.save(v)
 	a.mu.Lock()
-	if a.now.saveError = err; err == nil {
+	if err == nil {
 		a.now.saved = version
 	}
 	a.mu.Unlock()
-	if errors.Is(err, errNoState) { // the start has said so, and no attempt will change it
-		return nil
-	}
 	return err
 }
 

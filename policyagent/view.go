@@ -31,6 +31,7 @@ type progress struct {
 	changedLast  time.Time                  // and the last
 	desired      int                        // elements
 	policies     int
+	reaches      int // sets of rules for what containers may reach outside
 	drift, cut   uint64
 	problems     []firewall.Problem
 	told         []string // problems that the log has
@@ -105,6 +106,9 @@ func (a *agent) troubles(now time.Time) []string {
 	}
 	if n := a.held.Absent(); n > 0 {
 		add("policies: %d are kept though the last list does not have them", n)
+	}
+	if a.dynamic() {
+		r = append(r, a.groupTroubles()...)
 	}
 	for _, w := range p.warnings {
 		add("host: %s", w)

@@ -1,0 +1,268 @@
+package policyagent
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/firewall"
+	"code.cloudfoundry.org/silk/identity"
+	"code.cloudfoundry.org/silk/secgroup"
+)
+
+// reaches says what each container may reach outside the overlay. It remembers what it has made, so that containers with the same rules share one
+// firewall.Egress, and a pass that finds nothing new makes none. It is the enforcement's alone.
+type reaches struct {
+	deny map[string]*firewall.List // denied networks by phase: see phase
+
+	groups   []secgroup.Group   // as of version
+	read     map[string]reading // by the text of rules
+	version  uint64
+	problems []firewall.Problem
+	defaults map[bool]*firewall.List // by whether it is for containers that stage
+
+	bound  map[secgroup.Container]*firewall.Egress
+	static map[string]fixed // by netOutRules and phase
+}
+
+// fixed is what a container's own rules come to.
+type fixed struct {
+	egress   *firewall.Egress
+	problems []firewall.Problem
+}
+
+// reading is what a text of rules says.
+type reading struct {
+	rules    []secgroup.Rule
+	problems []secgroup.Problem
+}
+
+// The phases of containers: what networks are denied to them, besides those that always are.
+const (
+	phaseNone    = ""
+	phaseRunning = "running"
+	phaseStaging = "staging"
+)
+
+func phase(workload string) string {
+	switch workload {
+	case secgroup.App, secgroup.Task:
+		return phaseRunning
+	case secgroup.Staging:
+		return phaseStaging
+	}
+	return phaseNone
+}
+
+func newReaches(d DenyNetworks) reaches {
+	return reaches{deny: map[string]*firewall.List{
+		phaseNone:    firewall.NewDeny(prefixes(d.Always)),
+		phaseRunning: firewall.NewDeny(append(prefixes(d.Always), prefixes(d.Running)...)),
+		phaseStaging: firewall.NewDeny(append(prefixes(d.Always), prefixes(d.Staging)...)),
+	}, bound: map[secgroup.Container]*firewall.Egress{}, static: map[string]fixed{}}
+}
+
+// prefixes reads networks that Validate has judged.
+func prefixes(list []string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range list {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// labels are what a container's metadata say of it.
+type labels struct {
+	space    string
+	workload string
+	any      bool // they say one of these
+}
+
+// readLabels reads them. What is not a text is as if it were not there, and an error.
+func readLabels(metadata json.RawMessage) (l labels, err error) {
+	var m struct {
+		Space    json.RawMessage `json:"space_id"`
+		Workload json.RawMessage `json:"container_workload"`
+	}
+	if len(metadata) == 0 || json.Unmarshal(metadata, &m) != nil {
+		return l, nil
+	}
+	for _, x := range []struct {
+		key  string
+		raw  json.RawMessage
+		into *string
+	}{{"space_id", m.Space, &l.space}, {"container_workload", m.Workload, &l.workload}} {
+		if len(x.raw) == 0 || string(x.raw) == "null" {
+			continue
+		}
+		l.any = true
+		if json.Unmarshal(x.raw, x.into) != nil {
+			err = fault.Invalidf("metadata.%s: expected a text", x.key)
+		}
+	}
+	return l, err
+}
+
+// selects returns which groups a container has. One whose metadata say nothing of it runs, as far as defaults go.
+func (l labels) selects(g identity.Group) secgroup.Container {
+	if !l.any {
+		l.workload = secgroup.App
+	}
+	return secgroup.Container{Space: l.space, Workload: l.workload, Group: g}
+}
+
+// follow takes in the groups of a version. Rules are read again only where their text is another.
+func (r *reaches) follow(records []secgroup.Record, version uint64) {
+	if r.defaults != nil && r.version == version {
+		return
+	}
+	was := r.read
+	*r = reaches{deny: r.deny, static: r.static, version: version, read: make(map[string]reading, len(records)),
+		bound: map[secgroup.Container]*firewall.Egress{}, defaults: map[bool]*firewall.List{}}
+	for _, x := range records {
+		text, known := was[x.Rules]
+		if !known {
+			g, problems := x.Group()
+			text = reading{g.Rules, problems}
+		}
+		r.read[x.Rules] = text
+		for _, p := range text.problems {
+			r.problems = append(r.problems, firewall.Problem{What: fmt.Sprintf("security group %.40s %.60q: rule %d", x.GUID, x.Name, p.Rule), Err: p.Err})
+		}
+		x.Rules = "" // they are read
+		g, _ := x.Group()
+		g.Rules = text.rules
+		r.groups = append(r.groups, g)
+	}
+}
+
+// dynamic returns what a container may reach by security groups. While none are known that is nothing.
+func (r *reaches) dynamic(c secgroup.Container) *firewall.Egress {
+	if e, ok := r.bound[c]; ok {
+		return e
+	}
+	s := secgroup.Select(r.groups, c)
+	bound, defaults := s.Rules()
+	staging := c.Workload == secgroup.Staging
+	shared, ok := r.defaults[staging]
+	if !ok && len(s.Defaults) > 0 {
+		shared = r.list("default security groups", defaults)
+		r.defaults[staging] = shared
+	}
+	e := &firewall.Egress{Deny: r.deny[phase(c.Workload)]}
+	if len(bound) > 0 {
+		e.Lists = append(e.Lists, r.list(fmt.Sprintf("security groups of space %.40q, group %.40q", c.Space, string(c.Group)), bound))
+	}
+	if len(s.Defaults) > 0 {
+		e.Lists = append(e.Lists, shared)
+	}
+	r.bound[c] = e
+	return e
+}
+
+// list is NewList that notes what is left out.
+func (r *reaches) list(what string, rules []secgroup.Rule) *firewall.List {
+	l, problems := firewall.NewList(rules)
+	for _, p := range problems {
+		r.problems = append(r.problems, firewall.Problem{What: what + ": " + p.What, Err: p.Err})
+	}
+	return l
+}
+
+// own returns what a container may reach by rules that the runtime gave it, nil: everything. Without rules that is all that is not denied; with rules
+// that cannot be read it is nothing.
+func (r *reaches) own(netOut json.RawMessage, l labels) fixed {
+	deny := r.deny[phase(l.workload)]
+	if len(netOut) == 0 {
+		if len(deny.Spans()) == 0 {
+			return fixed{}
+		}
+	}
+	key := phase(l.workload) + " " + string(netOut)
+	f, ok := r.static[key]
+	if ok {
+		return f
+	}
+	f.egress = &firewall.Egress{Deny: deny, Open: len(netOut) == 0}
+	if !f.egress.Open {
+		rules, problems := secgroup.Garden.Read(netOut)
+		for _, p := range problems {
+			f.problems = append(f.problems, firewall.Problem{What: p.String(), Err: p.Err})
+		}
+		list, more := firewall.NewList(secgroup.Asked(rules))
+		f.egress.Lists, f.problems = []*firewall.List{list}, append(f.problems, more...)
+	}
+	r.static[key] = f
+	return f
+}
+
+// give sets what each container may reach.
+func (a *agent) give(h *hosted, records []secgroup.Record, version uint64) {
+	r := &a.cache.reaches
+	if a.dynamic() {
+		r.follow(records, version)
+	}
+	used := map[*firewall.Egress]bool{}
+	for i := range h.containers {
+		c := &h.containers[i]
+		l, err := readLabels(c.metadata)
+		if err != nil {
+			h.problems = append(h.problems, firewall.Problem{What: "metadata of " + c.key.String(), Err: err})
+		}
+		var e *firewall.Egress
+		if a.dynamic() {
+			e = r.dynamic(l.selects(c.group()))
+		} else {
+			f := r.own(c.netOut, l)
+			e = f.egress
+			for _, p := range f.problems {
+				h.problems = append(h.problems, firewall.Problem{What: "egress rules of " + c.key.String() + ": " + p.What, Err: p.Err})
+			}
+		}
+		used[e] = true
+		for j := range c.endpoints {
+			c.endpoints[j].Egress = e
+		}
+	}
+	h.problems = append(h.problems, r.problems...)
+	r.forget(used)
+}
+
+// forget drops what no container has any more, once it is much.
+func (r *reaches) forget(used map[*firewall.Egress]bool) {
+	if len(r.static)+len(r.bound) < 2*len(used)+64 {
+		return
+	}
+	for k, f := range r.static {
+		if !used[f.egress] {
+			delete(r.static, k)
+		}
+	}
+	for k, e := range r.bound {
+		if !used[e] {
+			delete(r.bound, k)
+		}
+	}
+}
+
+// bindings returns the spaces and policy groups of containers, sorted, without duplicates: those whose security groups are asked for.
+func (h hosted) bindings() (spaces []string, members []identity.Group) {
+	spaces = []string{}
+	for _, c := range h.containers {
+		if l, _ := readLabels(c.metadata); l.space != "" && bindable(l.space) {
+			spaces = append(spaces, l.space)
+		}
+	}
+	slices.Sort(spaces)
+	return slices.Compact(spaces), h.groups()
+}
+
+// bindable reports whether a group can be bound to a space of this name.
+func bindable(space string) bool {
+	r := secgroup.Record{GUID: "x", Name: "x", RunningSpaces: []string{space}}
+	return r.Validate() == nil
+}

@@ -1,0 +1,380 @@
+package policyagent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/identity"
+	"code.cloudfoundry.org/silk/internal/reconcile"
+	"code.cloudfoundry.org/silk/revision"
+	"code.cloudfoundry.org/silk/secgroup"
+)
+
+// groups is what the agent knows of security groups: the last complete list, and what of an earlier one is still held because nobody can say why the
+// list does not have it. Lists are never changed in place.
+type groups struct {
+	heldGroups
+	known   bool      // there was a list, now or in an earlier life
+	version uint64    // changes with what is enforced
+	lagging time.Time // since when answers are of an older revision than the list; zero: they are not
+	spaces  []string  // of containers here
+	members []identity.Group
+	stale   chan struct{} // closed when the question that is under way is not the right one any more
+	nudged  chan struct{} // ends a pause between questions
+	dirty   bool          // there is something to be stored
+	err     error         // of the last attempt to hear
+	fails   uint64
+}
+
+// heldGroups is what outlives a restart.
+type heldGroups struct {
+	Revision revision.Revision `json:"revision"`
+	Spaces   []string          `json:"spaces"` // that the list is complete for, with the members
+	Members  []identity.Group  `json:"members"`
+	Listed   []secgroup.Record `json:"listed"`
+	Absent   []secgroup.Record `json:"absent,omitempty"` // of a list of another epoch
+	Until    time.Time         `json:"until,omitzero"`   // these go then
+}
+
+const (
+	groupsHold  = 10 * time.Minute // how long groups are held that the list of another epoch does not have
+	groupsLag   = 10 * time.Second // how long an answer of an older revision is refused: one of several servers may lag
+	groupsStart = 10 * time.Second // how long the rules of an earlier agent stay while no groups are known
+	groupsFile  = "security-groups.json"
+)
+
+// update takes in an answer to a question about spaces and members. Unavailable: it is older than what is known, and not used.
+func (g *groups) update(u secgroup.Update, spaces []string, members []identity.Group, now time.Time) (changed bool, err error) {
+	if g.known && u.Revision.Epoch == g.Revision.Epoch && u.Revision.Counter < g.Revision.Counter {
+		if g.lagging.IsZero() {
+			g.lagging = now
+		}
+		if now.Sub(g.lagging) < groupsLag {
+			return false, fault.Unavailablef("revision %v is older than %v", u.Revision, g.Revision)
+		}
+	}
+	list, err := u.Apply(g.Listed)
+	if err != nil {
+		return false, err
+	}
+	// An empty list may be that of a server that has lost everything, or cannot prove that it has not.
+	doubtful := g.known && (u.Revision.Epoch != g.Revision.Epoch || u.Revision.Counter < g.Revision.Counter || len(list) == 0 && len(g.Listed) > 0)
+	changed = !g.known || !slices.EqualFunc(list, g.Listed, secgroup.Record.Equal)
+	if doubtful && changed {
+		g.Absent, g.Until = missing(append(slices.Clone(g.Listed), g.Absent...), list), now.Add(groupsHold)
+	}
+	g.dirty = g.dirty || changed || !slices.Equal(spaces, g.Spaces) || !slices.Equal(members, g.Members)
+	g.Listed, g.Revision, g.Spaces, g.Members = list, u.Revision, spaces, members
+	g.known, g.lagging = true, time.Time{}
+	if changed {
+		g.version++
+	}
+	return changed, nil
+}
+
+// missing returns the records that a list does not have as they are.
+func missing(from, list []secgroup.Record) (out []secgroup.Record) {
+	for _, r := range from {
+		same := func(x secgroup.Record) bool { return x.Equal(r) }
+		if !slices.ContainsFunc(list, same) && !slices.ContainsFunc(out, same) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// expire drops what has been held for long enough.
+func (g *groups) expire(now time.Time) bool {
+	if len(g.Absent) == 0 || now.Before(g.Until) {
+		return false
+	}
+	g.Absent, g.Until, g.dirty = nil, time.Time{}, true
+	g.version++
+	return true
+}
+
+// all returns the groups that are enforced.
+func (g *groups) all() []secgroup.Record {
+	return append(g.Listed[:len(g.Listed):len(g.Listed)], g.Absent...)
+}
+
+// covers reports whether the list is complete for a container.
+func (g *groups) covers(c container) bool {
+	l, _ := readLabels(c.metadata)
+	space := l.space == "" || !bindable(l.space) || slices.Contains(g.Spaces, l.space)
+	member := c.group().Validate() != nil || slices.Contains(g.Members, c.group())
+	return g.known && space && member
+}
+
+// dynamic reports whether containers reach what security groups say.
+func (a *agent) dynamic() bool { return a.cfg.ASGSyncing && a.groupFeed != nil }
+
+// askGroups makes the spaces and members those to be asked for. mu is held.
+func (a *agent) askGroups(h hosted) {
+	if !a.dynamic() {
+		return
+	}
+	g := &a.groups
+	spaces, members := h.bindings()
+	if g.spaces != nil && slices.Equal(spaces, g.spaces) && slices.Equal(members, g.members) {
+		return
+	}
+	g.spaces, g.members = spaces, members
+	if g.stale != nil {
+		close(g.stale)
+		g.stale = nil
+	}
+	a.wake()
+}
+
+// groupsKnown reports whether the security groups of a container are known. While they are not it sees to it that they are asked for. mu is held.
+func (a *agent) groupsKnown(c container) bool {
+	if !a.dynamic() || a.groups.covers(c) {
+		return true
+	}
+	a.nudgeGroups()
+	return false
+}
+
+// hearingGroups learns of security groups until ctx ends.
+func (a *agent) hearingGroups(ctx context.Context) error {
+	failures := 0
+	for {
+		if !a.await(ctx, func() bool { return a.groups.spaces != nil }) {
+			return nil
+		}
+		a.mu.Lock()
+		g := &a.groups
+		ask := secgroup.Ask{Host: a.cfg.name(), Spaces: g.spaces, Members: g.members}
+		if g.known && slices.Equal(g.Spaces, g.spaces) && slices.Equal(g.Members, g.members) {
+			ask.Since, ask.Sum = g.Revision, secgroup.Sum(g.Listed)
+		}
+		g.stale = make(chan struct{})
+		stale := g.stale
+		a.mu.Unlock()
+		asked := time.Now()
+		err := a.hearGroups(ctx, ask, stale)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil && closed(stale) {
+			continue // the question was given up
+		}
+		a.noteGroups(err)
+		pause := hearGap - time.Since(asked)
+		if err != nil {
+			failures++
+			pause = reconcile.Backoff(hearFirst, hearLongest, failures)
+			a.log.Warn("security groups could not be heard", "error", err, "retry_in", pause)
+		} else {
+			failures = 0
+		}
+		a.restGroups(ctx, pause, stale)
+	}
+}
+
+// hearGroups asks until there is an answer or the question is stale, and takes it in.
+func (a *agent) hearGroups(ctx context.Context, ask secgroup.Ask, stale <-chan struct{}) error {
+	asking, cancel := context.WithCancel(ctx)
+	stop := make(chan struct{})
+	go func() {
+		defer close(stop)
+		select {
+		case <-stale:
+			cancel()
+		case <-asking.Done():
+		}
+	}()
+	u, err := a.groupFeed.Watch(asking, ask)
+	cancel()
+	<-stop
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	changed, err := a.groups.update(u, ask.Spaces, ask.Members, wall())
+	if errors.Is(err, fault.Invalid) {
+		a.groups.Revision = revision.Revision{} // all of it is asked for again
+	}
+	if err != nil {
+		return err
+	}
+	if changed {
+		a.version++
+		a.now.changedLast = time.Now()
+		if a.now.changedAt.IsZero() {
+			a.now.changedAt = a.now.changedLast
+		}
+		a.log.Debug("security groups changed", "revision", u.Revision, "groups", len(a.groups.Listed), "held", len(a.groups.Absent))
+		a.enforcement.Kick()
+	}
+	if a.groups.dirty {
+		a.save.Kick()
+	}
+	return nil
+}
+
+// noteGroups notes how an attempt to hear ended.
+func (a *agent) noteGroups(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.groups.err = err; err != nil {
+		a.groups.fails++
+	}
+	a.wake()
+}
+
+// restGroups waits for the pause, or until there is another question.
+func (a *agent) restGroups(ctx context.Context, pause time.Duration, stale <-chan struct{}) {
+	if pause <= 0 {
+		return
+	}
+	t := time.NewTimer(pause)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	case <-stale:
+	case <-a.groups.nudged:
+	}
+}
+
+// nudgeGroups ends a pause: somebody waits for an answer.
+func (a *agent) nudgeGroups() {
+	select {
+	case a.groups.nudged <- struct{}{}:
+	default:
+	}
+}
+
+// unheardGroups says why security groups are not known.
+func (a *agent) unheardGroups() error {
+	if a.groups.err != nil {
+		return fault.Unavailablef("its security groups are not known: policy-server: %w", a.groups.err)
+	}
+	return fault.Unavailablef("its security groups are not known yet")
+}
+
+// groupTroubles words what is not as it should be. mu is held.
+func (a *agent) groupTroubles() (r []string) {
+	g := &a.groups
+	if !g.known {
+		r = append(r, "security groups: none are known: containers reach nothing outside the overlay")
+	}
+	if g.err != nil {
+		r = append(r, fmt.Sprintf("security groups: %v", g.err))
+	}
+	if len(g.Absent) > 0 {
+		r = append(r, fmt.Sprintf("security groups: %d are kept though the last list does not have them as they are", len(g.Absent)))
+	}
+	return r
+}
+
+// storedGroups is the file. Its digest proves that the list is whole.
+type storedGroups struct {
+	heldGroups
+	Sum string `json:"sum"`
+}
+
+// loadGroups returns what was saved last; nothing is nil. A file that is not whole is an error.
+func (s *state) loadGroups() (*heldGroups, error) {
+	if s.dir == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(filepath.Join(s.dir, groupsFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read state: %w", err)
+	}
+	h, err := parseGroups(b)
+	if err != nil {
+		return nil, fmt.Errorf("read state %s: %w", groupsFile, err)
+	}
+	return h, nil
+}
+
+// parseGroups reads what saveGroups writes.
+func parseGroups(b []byte) (*heldGroups, error) {
+	var f storedGroups
+	if err := json.Unmarshal(b, &f); err != nil {
+		return nil, fault.Invalidf("%w", err)
+	}
+	if sum := sumOf(f.heldGroups); sum != f.Sum {
+		return nil, fault.Invalidf("digest %s: expected %.40s", sum, f.Sum)
+	}
+	return &f.heldGroups, nil
+}
+
+func sumOf(h heldGroups) string {
+	return secgroup.Sum(h.Listed).String() + secgroup.Sum(h.Absent).String()
+}
+
+// saveGroups stores what is known of security groups.
+func (s *state) saveGroups(h heldGroups) error {
+	if s.dir == "" {
+		return errNoState
+	}
+	b, err := json.Marshal(storedGroups{h, sumOf(h)})
+	if err == nil {
+		err = s.write(groupsFile, append(b, '\n'))
+	}
+	if err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	return nil
+}
+
+// write replaces a file: a temporary one, its content on the disk, the new name, the directory on the disk.
+func (s *state) write(name string, content []byte) error {
+	f, err := os.CreateTemp(s.dir, tempFile)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), filepath.Join(s.dir, name))
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return err
+	}
+	d, err := os.Open(s.dir)
+	if err == nil {
+		err = errors.Join(d.Sync(), d.Close())
+	}
+	return err
+}
+
+// writeGroups stores what is known of security groups, if it is another than was stored last.
+func (a *agent) writeGroups() error {
+	a.mu.Lock()
+	g := &a.groups
+	if !g.known || !g.dirty {
+		a.mu.Unlock()
+		return nil
+	}
+	g.dirty = false
+	h := g.heldGroups
+	a.mu.Unlock()
+	err := a.state.saveGroups(h)
+	if err != nil {
+		a.mu.Lock()
+		a.groups.dirty = true
+		a.mu.Unlock()
+	}
+	return err
+}
