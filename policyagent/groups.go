@@ -14,6 +14,7 @@ import (
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/internal/reconcile"
+	"code.cloudfoundry.org/silk/policy"
 	"code.cloudfoundry.org/silk/revision"
 	"code.cloudfoundry.org/silk/secgroup"
 )
@@ -53,7 +54,9 @@ const (
 
 // update takes in an answer to a question about spaces and members. Unavailable: it is older than what is known, and not used.
 func (g *groups) update(u secgroup.Update, spaces []string, members []identity.Group, now time.Time) (changed bool, err error) {
-	if g.known && u.Revision.Epoch == g.Revision.Epoch && u.Revision.Counter < g.Revision.Counter {
+	polled := u.Revision.Epoch == policy.Polled
+	back := g.known && u.Revision.Epoch == g.Revision.Epoch && u.Revision.Counter < g.Revision.Counter && !polled
+	if back {
 		if g.lagging.IsZero() {
 			g.lagging = now
 		}
@@ -65,8 +68,8 @@ func (g *groups) update(u secgroup.Update, spaces []string, members []identity.G
 	if err != nil {
 		return false, err
 	}
-	// An empty list may be that of a server that has lost everything, or cannot prove that it has not.
-	doubtful := g.known && (u.Revision.Epoch != g.Revision.Epoch || u.Revision.Counter < g.Revision.Counter || len(list) == 0 && len(g.Listed) > 0)
+	// A server without a seal may have an empty list because it lost everything.
+	doubtful := g.known && (u.Revision.Epoch != g.Revision.Epoch || back || polled && len(list) == 0)
 	changed = !g.known || !slices.EqualFunc(list, g.Listed, secgroup.Record.Equal)
 	if doubtful && changed {
 		g.Absent, g.Until = missing(append(slices.Clone(g.Listed), g.Absent...), list), now.Add(groupsHold)

@@ -22,6 +22,7 @@ import (
 	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/policy"
 	"code.cloudfoundry.org/silk/policy/policysql"
+	"code.cloudfoundry.org/silk/secgroup"
 )
 
 // world is a host with a directory of endpoints and an agent on it, and a database of policies.
@@ -31,7 +32,8 @@ type world struct {
 	dir    *endpoint.Dir
 	state  string
 	store  *policysql.Store
-	number int // of containers so far
+	groups secgroup.Feed // of security groups; nil: there are none
+	number int           // of containers so far
 }
 
 func newNS(t *testing.T) *kernel.NS {
@@ -121,6 +123,7 @@ func (w *world) start(feed policy.Feed, change ...func(*Config)) *running {
 		w.t.Fatal(err)
 	}
 	a.cfg.ForcePort, a.cfg.DebugPort = freePort(w.t), freePort(w.t)
+	a.groupFeed = w.groups
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- a.run(ctx, feed, new(slog.LevelVar)) }()
@@ -196,13 +199,17 @@ func (w *world) attach(group string) *member {
 	return w.attachAs(fmt.Sprintf("c%d", w.number), group, netip.Addr{})
 }
 
-func (w *world) attachAs(id, group string, address netip.Addr) *member {
+func (w *world) attachAs(id, group string, address netip.Addr, more ...func(*endpoint.Spec)) *member {
 	w.t.Helper()
 	m := &member{w: w, ns: newNS(w.t), key: endpoint.Key{Network: "silk", Container: id, Interface: "eth0"}}
 	err := w.ns.Do(func() error {
-		r, err := w.dir.Attach(context.Background(), endpoint.Spec{
+		s := endpoint.Spec{
 			Key: m.key, Path: "/nowhere", Namespace: m.ns, Subnet: netip.MustParsePrefix("10.255.30.0/24"), MTU: 1450, Group: group, Requested: address,
-		}, nil)
+		}
+		for _, change := range more {
+			change(&s)
+		}
+		r, err := w.dir.Attach(context.Background(), s, nil)
 		m.address = r.Address()
 		return err
 	})
