@@ -139,18 +139,17 @@ func last(p netip.Prefix) netip.Addr {
 
 func newList(spans []Span) *List {
 	slices.SortFunc(spans, CompareSpan)
-	h := sha256.New()
+	said := make([]byte, 0, 38*len(spans))
 	for _, s := range spans {
 		first, last := s.First.As16(), s.Last.As16()
-		h.Write(first[:])
-		h.Write(last[:])
 		log := byte(0)
 		if s.Log {
 			log = 1
 		}
-		h.Write([]byte{byte(s.Protocol), log, byte(s.From >> 8), byte(s.From), byte(s.To >> 8), byte(s.To)})
+		said = append(append(append(said, first[:]...), last[:]...), byte(s.Protocol), log, byte(s.From>>8), byte(s.From), byte(s.To>>8), byte(s.To))
 	}
-	return &List{hex.EncodeToString(h.Sum(nil)[:12]), slices.Clip(spans)}
+	sum := sha256.Sum256(said)
+	return &List{hex.EncodeToString(sum[:12]), slices.Clip(spans)}
 }
 
 // ID names what the list says. It has 24 characters.

@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -37,12 +38,20 @@ func reduce(rules []secgroup.Rule) ([]Span, bool) {
 // rects returns what rules say of packets of a protocol, where All stands for those that have no other, in order. There is at most one more than limit.
 func rects(rules []secgroup.Rule, p secgroup.Protocol, limit int) []rect {
 	var out []rect
-	for _, r := range rules {
+	var buf []line
+	for i := range rules {
+		r := &rules[i]
+		if buf = lines(buf[:0], r, p); len(buf) == 0 {
+			continue
+		}
+		if out == nil {
+			out = make([]rect, 0, len(rules)-i)
+		}
 		for _, d := range r.Destinations {
 			if !good(d) {
 				continue
 			}
-			for _, l := range lines(r, p) {
+			for _, l := range buf {
 				if out = append(out, rect{d.First, d.Last, l}); len(out) > limit {
 					return out
 				}
@@ -52,21 +61,19 @@ func rects(rules []secgroup.Rule, p secgroup.Protocol, limit int) []rect {
 	return out
 }
 
-// lines returns what a rule says of packets of a protocol that go where it says.
-func lines(r secgroup.Rule, p secgroup.Protocol) []line {
+// lines adds what a rule says of packets of a protocol that go where it says.
+func lines(out []line, r *secgroup.Rule, p secgroup.Protocol) []line {
 	switch {
 	case r.Protocol == secgroup.All && p == secgroup.All:
-		return []line{{0, 255, r.Log}}
+		return append(out, line{0, 255, r.Log})
 	case r.Protocol == secgroup.All:
-		return []line{{0, 65535, r.Log}}
+		return append(out, line{0, 65535, r.Log})
 	case p == secgroup.All && r.Protocol != secgroup.TCP && r.Protocol != secgroup.UDP && r.Protocol != secgroup.ICMP:
-		return []line{{uint16(r.Protocol), uint16(r.Protocol), r.Log}}
+		return append(out, line{uint16(r.Protocol), uint16(r.Protocol), r.Log})
 	case r.Protocol != p:
-		return nil
-	}
-	var out []line
-	if p == secgroup.ICMP {
-		return messages(r)
+		return out
+	case p == secgroup.ICMP:
+		return messages(out, r)
 	}
 	for _, x := range r.Ports {
 		if x.First <= x.Last {
@@ -77,7 +84,7 @@ func lines(r secgroup.Rule, p secgroup.Protocol) []line {
 }
 
 // messages is lines for ICMP.
-func messages(r secgroup.Rule) (out []line) {
+func messages(out []line, r *secgroup.Rule) []line {
 	types, codes := [2]int16{r.Type, r.Type}, [2]int16{r.Code, r.Code}
 	if r.Type == secgroup.Any {
 		types = [2]int16{0, 255}
@@ -86,10 +93,10 @@ func messages(r secgroup.Rule) (out []line) {
 		codes = [2]int16{0, 255}
 	}
 	if types[0] < 0 || types[1] > 255 || codes[0] < 0 || codes[1] > 255 {
-		return nil
+		return out
 	}
 	if codes == [2]int16{0, 255} {
-		return []line{{uint16(types[0]) << 8, uint16(types[1])<<8 | 255, r.Log}}
+		return append(out, line{uint16(types[0]) << 8, uint16(types[1])<<8 | 255, r.Log})
 	}
 	for t := types[0]; t <= types[1]; t++ {
 		at := uint16(t)<<8 | uint16(codes[0])
@@ -102,9 +109,11 @@ func messages(r secgroup.Rule) (out []line) {
 // from there on. What it finds depends only on which packets are allowed and logged, not on how the rules are written.
 type sweep struct {
 	out   []Span
-	limit int // of spans
-	work  int // so far
-	most  int // at most
+	limit int    // of spans
+	work  int    // so far
+	most  int    // at most
+	spare []Span // memory for the next step
+	lines []line // and for paint
 }
 
 // maxWork bounds what the sweep of a list looks at, in rectangles and lines at an address: some 50 ms.
@@ -115,6 +124,9 @@ func (s *sweep) run(p secgroup.Protocol, all []rect) bool {
 	if len(all) > s.limit {
 		return false
 	}
+	if len(all) == 0 {
+		return true
+	}
 	byFirst := make([]int, len(all))
 	bounds := make([]netip.Addr, 0, 2*len(all))
 	for i, r := range all {
@@ -124,7 +136,7 @@ func (s *sweep) run(p secgroup.Protocol, all []rect) bool {
 			bounds = append(bounds, next)
 		}
 	}
-	slices.SortStableFunc(byFirst, func(a, b int) int { return all[a].first.Compare(all[b].first) })
+	slices.SortFunc(byFirst, func(a, b int) int { return cmp.Or(all[a].first.Compare(all[b].first), cmp.Compare(a, b)) })
 	slices.SortFunc(bounds, netip.Addr.Compare)
 	bounds = slices.Compact(bounds)
 	var active []int // in the order of the rules
@@ -151,7 +163,7 @@ func (s *sweep) run(p secgroup.Protocol, all []rect) bool {
 
 // step goes on from an address with other lines: spans whose lines are still there stay open. Both are sorted.
 func (s *sweep) step(p secgroup.Protocol, at netip.Addr, open []Span, lines []line) []Span {
-	next := make([]Span, 0, len(lines))
+	next, was := s.spare[:0], open[:0]
 	for _, l := range lines {
 		for len(open) > 0 && open[0].From < l.from {
 			s.close(open[0], at)
@@ -166,6 +178,7 @@ func (s *sweep) step(p secgroup.Protocol, at netip.Addr, open []Span, lines []li
 	for _, x := range open {
 		s.close(x, at)
 	}
+	s.spare = was
 	return next
 }
 
@@ -177,7 +190,7 @@ func (s *sweep) close(x Span, at netip.Addr) {
 // paint returns the lines of rectangles: sorted, none has what another has, and where several rectangles have a port the first one says whether it is logged.
 // When that is too much to look at it stops: see run.
 func (s *sweep) paint(p secgroup.Protocol, all []rect, active []int) []line {
-	var lines []line
+	lines := s.lines[:0]
 	for _, i := range active {
 		if s.work++; s.work > s.most {
 			break
@@ -192,6 +205,7 @@ func (s *sweep) paint(p secgroup.Protocol, all []rect, active []int) []line {
 			s.work += n
 		}
 	}
+	s.lines = lines
 	if p == secgroup.ICMP {
 		return square(lines)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"unsafe"
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/firewall"
@@ -24,7 +25,8 @@ type reaches struct {
 	defaults map[bool]*firewall.List // by whether it is for containers that stage
 
 	bound  map[secgroup.Container]*firewall.Egress
-	static map[string]fixed // by netOutRules and phase
+	shared map[string]*firewall.Egress // by the groups: see sameGroups
+	static map[string]fixed            // by netOutRules and phase
 }
 
 // fixed is what a container's own rules come to.
@@ -61,7 +63,7 @@ func newReaches(d DenyNetworks) reaches {
 		phaseNone:    firewall.NewDeny(prefixes(d.Always)),
 		phaseRunning: firewall.NewDeny(append(prefixes(d.Always), prefixes(d.Running)...)),
 		phaseStaging: firewall.NewDeny(append(prefixes(d.Always), prefixes(d.Staging)...)),
-	}, bound: map[secgroup.Container]*firewall.Egress{}, static: map[string]fixed{}}
+	}, bound: map[secgroup.Container]*firewall.Egress{}, shared: map[string]*firewall.Egress{}, static: map[string]fixed{}}
 }
 
 // prefixes reads networks that Validate has judged.
@@ -122,7 +124,7 @@ func (r *reaches) follow(records []secgroup.Record, version uint64) {
 	}
 	was := r.read
 	*r = reaches{deny: r.deny, static: r.static, version: version, read: make(map[string]reading, len(records)),
-		bound: map[secgroup.Container]*firewall.Egress{}, defaults: map[bool]*firewall.List{}}
+		bound: map[secgroup.Container]*firewall.Egress{}, shared: map[string]*firewall.Egress{}, defaults: map[bool]*firewall.List{}}
 	for _, x := range records {
 		text, known := was[x.Rules]
 		if !known {
@@ -146,7 +148,31 @@ func (r *reaches) dynamic(c secgroup.Container) *firewall.Egress {
 		return e
 	}
 	s := secgroup.Select(r.groups, c)
-	bound, defaults := s.Rules()
+	key := sameGroups(s, phase(c.Workload))
+	e, ok := r.shared[key]
+	if !ok {
+		e = r.reach(s, c)
+		r.shared[key] = e
+	}
+	r.bound[c] = e
+	return e
+}
+
+// sameGroups names what groups a selection has.
+func sameGroups(s secgroup.Selection, phase string) string {
+	key := []byte(phase)
+	for _, groups := range [][]secgroup.Group{s.Bound, s.Defaults} {
+		for _, g := range groups {
+			key = fmt.Appendf(key, " %q %p %d", g.GUID, unsafe.SliceData(g.Rules), len(g.Rules))
+		}
+		key = append(key, '|')
+	}
+	return string(key)
+}
+
+// reach makes lists of a selection.
+func (r *reaches) reach(s secgroup.Selection, c secgroup.Container) *firewall.Egress {
+	bound, defaults := ordered(s)
 	staging := c.Workload == secgroup.Staging
 	shared, ok := r.defaults[staging]
 	if !ok && len(s.Defaults) > 0 {
@@ -160,8 +186,32 @@ func (r *reaches) dynamic(c secgroup.Container) *firewall.Egress {
 	if len(s.Defaults) > 0 {
 		e.Lists = append(e.Lists, shared)
 	}
-	r.bound[c] = e
 	return e
+}
+
+// ordered returns the rules of a selection in the order in which they are asked. That takes comparing all of them, and where none is logged, or all are, it makes
+// no difference: then they are returned as they come.
+func ordered(s secgroup.Selection) (bound, defaults []secgroup.Rule) {
+	logged, all := 0, 0
+	for _, groups := range [][]secgroup.Group{s.Bound, s.Defaults} {
+		for i := range groups {
+			for j := range groups[i].Rules {
+				if all++; groups[i].Rules[j].Log {
+					logged++
+				}
+			}
+		}
+	}
+	if logged > 0 && logged < all {
+		return s.Rules()
+	}
+	for i := range s.Bound {
+		bound = append(bound, s.Bound[i].Rules...)
+	}
+	for i := range s.Defaults {
+		defaults = append(defaults, s.Defaults[i].Rules...)
+	}
+	return bound, defaults
 }
 
 // list is NewList that notes what is left out.
@@ -245,6 +295,11 @@ func (r *reaches) forget(used map[*firewall.Egress]bool) {
 	for k, e := range r.bound {
 		if !used[e] {
 			delete(r.bound, k)
+		}
+	}
+	for k, e := range r.shared {
+		if !used[e] {
+			delete(r.shared, k)
 		}
 	}
 }

@@ -26,7 +26,7 @@ import (
 
 // Run measures the bars of the firewall.
 func Run(ctx context.Context, r *bench.Report) error {
-	for _, measure := range []func(context.Context, *bench.Report) error{changes, cut, agent, flow, portMaps, traffic} {
+	for _, measure := range []func(context.Context, *bench.Report) error{changes, cut, agent, flow, portMaps, egress, traffic} {
 		if err := measure(ctx, r); err != nil {
 			return err
 		}

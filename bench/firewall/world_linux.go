@@ -25,7 +25,8 @@ type world struct {
 
 var (
 	overlayNet = netip.MustParsePrefix("10.255.0.0/16")
-	addresses  = map[string]netip.Addr{"a1": netip.MustParseAddr("10.255.1.1"), "a2": netip.MustParseAddr("10.255.1.2"), "b1": netip.MustParseAddr("10.255.2.1")}
+	addresses  = map[string]netip.Addr{"a1": netip.MustParseAddr("10.255.1.1"), "a2": netip.MustParseAddr("10.255.1.2"), "b1": netip.MustParseAddr("10.255.2.1"),
+		outside: netip.MustParseAddr("203.0.113.2")}
 )
 
 const vtep = "silk-vtep"
@@ -73,7 +74,11 @@ func newWorld(ctx context.Context) (w *world, err error) {
 		if w.containers[name], err = kernel.NewNS(); err != nil {
 			return w, err
 		}
-		if err := errors.Join(shell(w.containers[name], quiet), w.attach(name)); err != nil {
+		attach := w.attach
+		if name == outside {
+			attach = func(string) error { return w.leadOut() }
+		}
+		if err := errors.Join(shell(w.containers[name], quiet), attach(name)); err != nil {
 			return w, err
 		}
 	}
