@@ -92,16 +92,17 @@ func (a *agent) enforce(ctx context.Context) (cutError, err error) {
 		a.flows.know(h, nil, 0, firewall.Ruleset{}, now)
 		return nil, a.table.Stand(ctx)
 	}
-	if a.groups.expire(now) {
+	records, expired := a.groups.keep(now)
+	if expired {
 		a.version++
 		a.save.Kick()
 	}
 	rules, rev, version, router, absent := a.held.Keep(now), a.held.Revision(), a.version, a.router, a.held.Absent()
-	groups, groupsVersion := a.groups.all(), a.groups.version
+	groupsVersion := a.groups.version
 	since, logs := a.now.changedAt, a.logs()
 	a.mu.Unlock()
 
-	a.give(&h, groups, groupsVersion)
+	a.give(&h, records, groupsVersion)
 	c := &a.cache
 	enforceable := h.endpoints()
 	if err := a.mark(h, true); err != nil {

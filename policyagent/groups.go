@@ -14,19 +14,15 @@ import (
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/internal/reconcile"
-	"code.cloudfoundry.org/silk/policy"
-	"code.cloudfoundry.org/silk/revision"
 	"code.cloudfoundry.org/silk/secgroup"
 )
 
-// groups is what the agent knows of security groups: the last complete list, and what of an earlier one is still held because nobody can say why the
-// list does not have it. Lists are never changed in place.
+// groups is what the agent knows of security groups.
 type groups struct {
-	heldGroups
-	known   bool      // there was a list, now or in an earlier life
-	version uint64    // changes with what is enforced
-	lagging time.Time // since when answers are of an older revision than the list; zero: they are not
-	spaces  []string  // of containers here
+	held    *secgroup.Held
+	known   bool     // there was a list, now or in an earlier life
+	version uint64   // changes with what is enforced
+	spaces  []string // of containers here; nil until they are known
 	members []identity.Group
 	stale   chan struct{} // closed when the question that is under way is not the right one any more
 	nudged  chan struct{} // ends a pause between questions
@@ -35,85 +31,42 @@ type groups struct {
 	fails   uint64
 }
 
-// heldGroups is what outlives a restart.
-type heldGroups struct {
-	Revision revision.Revision `json:"revision"`
-	Spaces   []string          `json:"spaces"` // that the list is complete for, with the members
-	Members  []identity.Group  `json:"members"`
-	Listed   []secgroup.Record `json:"listed"`
-	Absent   []secgroup.Record `json:"absent,omitempty"` // of a list of another epoch
-	Until    time.Time         `json:"until,omitzero"`   // these go then
-}
-
 const (
-	groupsHold  = 10 * time.Minute // how long groups are held that the list of another epoch does not have
-	groupsLag   = 10 * time.Second // how long an answer of an older revision is refused: one of several servers may lag
 	groupsStart = 10 * time.Second // how long the rules of an earlier agent stay while no groups are known
 	groupsFile  = "security-groups.json"
 )
 
-// update takes in an answer to a question about spaces and members. Unavailable: it is older than what is known, and not used.
-func (g *groups) update(u secgroup.Update, spaces []string, members []identity.Group, now time.Time) (changed bool, err error) {
-	polled := u.Revision.Epoch == policy.Polled
-	back := g.known && u.Revision.Epoch == g.Revision.Epoch && u.Revision.Counter < g.Revision.Counter && !polled
-	if back {
-		if g.lagging.IsZero() {
-			g.lagging = now
-		}
-		if now.Sub(g.lagging) < groupsLag {
-			return false, fault.Unavailablef("revision %v is older than %v", u.Revision, g.Revision)
-		}
-	}
-	list, err := u.Apply(g.Listed)
-	if err != nil {
+// update takes in an answer and reports whether what is enforced changes.
+func (g *groups) update(u secgroup.Update, ask secgroup.Ask, now time.Time) (changed bool, err error) {
+	was, had := g.held.Keep(now), g.held.State()
+	if err := g.held.Update(u, ask, now); err != nil {
 		return false, err
 	}
-	// A server without a seal may have an empty list because it lost everything.
-	doubtful := g.known && (u.Revision.Epoch != g.Revision.Epoch || back || polled && len(list) == 0)
-	changed = !g.known || !slices.EqualFunc(list, g.Listed, secgroup.Record.Equal)
-	if doubtful && changed {
-		g.Absent, g.Until = missing(append(slices.Clone(g.Listed), g.Absent...), list), now.Add(groupsHold)
-	}
-	g.dirty = g.dirty || changed || !slices.Equal(spaces, g.Spaces) || !slices.Equal(members, g.Members)
-	g.Listed, g.Revision, g.Spaces, g.Members = list, u.Revision, spaces, members
-	g.known, g.lagging = true, time.Time{}
-	if changed {
+	changed = !g.known || !slices.EqualFunc(was, g.held.Keep(now), secgroup.Record.Equal)
+	g.dirty = g.dirty || changed || !slices.Equal(had.Spaces, ask.Spaces) || !slices.Equal(had.Members, ask.Members)
+	if g.known = true; changed {
 		g.version++
 	}
 	return changed, nil
 }
 
-// missing returns the records that a list does not have as they are.
-func missing(from, list []secgroup.Record) (out []secgroup.Record) {
-	for _, r := range from {
-		same := func(x secgroup.Record) bool { return x.Equal(r) }
-		if !slices.ContainsFunc(list, same) && !slices.ContainsFunc(out, same) {
-			out = append(out, r)
-		}
+// keep returns the groups to enforce, and whether they are others than before because some have been held for long enough.
+func (g *groups) keep(now time.Time) (records []secgroup.Record, changed bool) {
+	n := g.held.Absent()
+	records = g.held.Keep(now)
+	if changed = g.held.Absent() != n; changed {
+		g.version++
+		g.dirty = true
 	}
-	return out
-}
-
-// expire drops what has been held for long enough.
-func (g *groups) expire(now time.Time) bool {
-	if len(g.Absent) == 0 || now.Before(g.Until) {
-		return false
-	}
-	g.Absent, g.Until, g.dirty = nil, time.Time{}, true
-	g.version++
-	return true
-}
-
-// all returns the groups that are enforced.
-func (g *groups) all() []secgroup.Record {
-	return append(g.Listed[:len(g.Listed):len(g.Listed)], g.Absent...)
+	return records, changed
 }
 
 // covers reports whether the list is complete for a container.
 func (g *groups) covers(c container) bool {
 	l, _ := readLabels(c.metadata)
-	space := l.space == "" || !bindable(l.space) || slices.Contains(g.Spaces, l.space)
-	member := c.group().Validate() != nil || slices.Contains(g.Members, c.group())
+	of := g.held.State()
+	space := l.space == "" || !bindable(l.space) || slices.Contains(of.Spaces, l.space)
+	member := c.group().Validate() != nil || slices.Contains(of.Members, c.group())
 	return g.known && space && member
 }
 
@@ -156,10 +109,7 @@ func (a *agent) hearingGroups(ctx context.Context) error {
 		}
 		a.mu.Lock()
 		g := &a.groups
-		ask := secgroup.Ask{Host: a.cfg.name(), Spaces: g.spaces, Members: g.members}
-		if g.known && slices.Equal(g.Spaces, g.spaces) && slices.Equal(g.Members, g.members) {
-			ask.Since, ask.Sum = g.Revision, secgroup.Sum(g.Listed)
-		}
+		ask := g.held.Ask(a.cfg.name(), g.spaces, g.members)
 		g.stale = make(chan struct{})
 		stale := g.stale
 		a.mu.Unlock()
@@ -204,10 +154,7 @@ func (a *agent) hearGroups(ctx context.Context, ask secgroup.Ask, stale <-chan s
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	changed, err := a.groups.update(u, ask.Spaces, ask.Members, wall())
-	if errors.Is(err, fault.Invalid) {
-		a.groups.Revision = revision.Revision{} // all of it is asked for again
-	}
+	changed, err := a.groups.update(u, ask, wall())
 	if err != nil {
 		return err
 	}
@@ -217,7 +164,7 @@ func (a *agent) hearGroups(ctx context.Context, ask secgroup.Ask, stale <-chan s
 		if a.now.changedAt.IsZero() {
 			a.now.changedAt = a.now.changedLast
 		}
-		a.log.Debug("security groups changed", "revision", u.Revision, "groups", len(a.groups.Listed), "held", len(a.groups.Absent))
+		a.log.Debug("security groups changed", "revision", u.Revision, "groups", u.Count, "held", a.groups.held.Absent())
 		a.enforcement.Kick()
 	}
 	if a.groups.dirty {
@@ -276,20 +223,20 @@ func (a *agent) groupTroubles() (r []string) {
 	if g.err != nil {
 		r = append(r, fmt.Sprintf("security groups: %v", g.err))
 	}
-	if len(g.Absent) > 0 {
-		r = append(r, fmt.Sprintf("security groups: %d are kept though the last list does not have them as they are", len(g.Absent)))
+	if n := g.held.Absent(); n > 0 {
+		r = append(r, fmt.Sprintf("security groups: %d are kept though the last list does not have them as they are", n))
 	}
 	return r
 }
 
-// storedGroups is the file. Its digest proves that the list is whole.
+// storedGroups is the file. Its digest proves that the lists are whole.
 type storedGroups struct {
-	heldGroups
-	Sum string `json:"sum"`
+	secgroup.HeldState
+	Sum string
 }
 
 // loadGroups returns what was saved last; nothing is nil. A file that is not whole is an error.
-func (s *state) loadGroups() (*heldGroups, error) {
+func (s *state) loadGroups() (*secgroup.HeldState, error) {
 	if s.dir == "" {
 		return nil, nil
 	}
@@ -308,23 +255,27 @@ func (s *state) loadGroups() (*heldGroups, error) {
 }
 
 // parseGroups reads what saveGroups writes.
-func parseGroups(b []byte) (*heldGroups, error) {
+func parseGroups(b []byte) (*secgroup.HeldState, error) {
 	var f storedGroups
 	if err := json.Unmarshal(b, &f); err != nil {
 		return nil, fault.Invalidf("%w", err)
 	}
-	if sum := sumOf(f.heldGroups); sum != f.Sum {
+	if sum := sumOf(f.HeldState); sum != f.Sum {
 		return nil, fault.Invalidf("digest %s: expected %.40s", sum, f.Sum)
 	}
-	return &f.heldGroups, nil
+	return &f.HeldState, nil
 }
 
-func sumOf(h heldGroups) string {
-	return secgroup.Sum(h.Listed).String() + secgroup.Sum(h.Absent).String()
+func sumOf(h secgroup.HeldState) string {
+	var absent []secgroup.Record
+	for _, r := range h.Absent {
+		absent = append(absent, r.Record)
+	}
+	return secgroup.Sum(h.Listed).String() + secgroup.Sum(absent).String()
 }
 
 // saveGroups stores what is known of security groups.
-func (s *state) saveGroups(h heldGroups) error {
+func (s *state) saveGroups(h secgroup.HeldState) error {
 	if s.dir == "" {
 		return errNoState
 	}
@@ -371,7 +322,7 @@ func (a *agent) writeGroups() error {
 		return nil
 	}
 	g.dirty = false
-	h := g.heldGroups
+	h := g.held.State()
 	a.mu.Unlock()
 	err := a.state.saveGroups(h)
 	if err != nil {

@@ -2,62 +2,42 @@ package policyagent
 
 import (
 	"errors"
-	"slices"
 	"testing"
 	"time"
 
 	"code.cloudfoundry.org/silk/fault"
-	"code.cloudfoundry.org/silk/policy"
 	"code.cloudfoundry.org/silk/revision"
 	"code.cloudfoundry.org/silk/secgroup"
+	"github.com/google/go-cmp/cmp"
 )
 
-func groupUpdate(epoch string, counter uint64, names ...string) secgroup.Update {
-	u := secgroup.Update{Revision: revision.Revision{Epoch: epoch, Counter: counter}, Full: true}
-	for _, n := range names {
-		u.Groups = append(u.Groups, secgroup.Record{GUID: n, Name: n, Rules: "[]"})
-	}
-	u.Count, u.Sum = len(u.Groups), secgroup.Sum(u.Groups)
-	return u
-}
-
-// TestWhatAListOfSecurityGroupsMeans: what is added counts at once, and what is missing does if the list follows from the one before.
-func TestWhatAListOfSecurityGroupsMeans(t *testing.T) {
+// TestHeldGroupsGoInTime: what is held because a database was lost is enforced until its time is over, which counts as a change.
+func TestHeldGroupsGoInTime(t *testing.T) {
 	now := time.Now()
-	var g groups
-	step := func(what string, later time.Duration, u secgroup.Update, want ...string) {
-		t.Helper()
-		now = now.Add(later)
-		g.expire(now)
-		if _, err := g.update(u, []string{"s"}, nil, now); err != nil {
-			t.Fatalf("%s: %v", what, err)
+	g := groups{held: secgroup.NewHeld(watchWait)}
+	answer := func(epoch string, names ...string) secgroup.Update {
+		u := secgroup.Update{Revision: revision.Revision{Epoch: epoch, Counter: 1}, Full: true}
+		for _, n := range names {
+			u.Groups = append(u.Groups, secgroup.Record{GUID: n, Name: n, Rules: "[]", RunningDefault: true})
 		}
-		var got []string
-		for _, r := range g.all() {
-			got = append(got, r.GUID)
-		}
-		if !slices.Equal(got, want) {
-			t.Errorf("%s: %v, expected %v", what, got, want)
+		u.Count, u.Sum = len(u.Groups), secgroup.Sum(u.Groups)
+		return u
+	}
+	for _, x := range []struct {
+		u       secgroup.Update
+		changed bool
+		version uint64
+	}{{answer("e", "a"), true, 1}, {answer("e", "a"), false, 1}, {answer("f", "b"), true, 2}} {
+		if changed, err := g.update(x.u, secgroup.Ask{Spaces: []string{"s"}}, now); changed != x.changed || err != nil || g.version != x.version {
+			t.Errorf("%+v: %v %v, version %d", x, changed, err, g.version)
 		}
 	}
-	step("the first", 0, groupUpdate("e", 5, "a", "b"), "a", "b")
-	step("a removal", 0, groupUpdate("e", 6, "b"), "b")
-	step("all removed", 0, groupUpdate("e", 7))
-	step("again", 0, groupUpdate("e", 8, "a", "b"), "a", "b")
-	if _, err := g.update(groupUpdate("e", 7, "b"), nil, nil, now); !errors.Is(err, fault.Unavailable) {
-		t.Errorf("a server that lags: %v", err)
+	if list, changed := g.keep(now); len(list) != 2 || changed {
+		t.Errorf("%v %v", list, changed)
 	}
-	step("one that has gone back", groupsLag, groupUpdate("e", 7, "b"), "b", "a")
-	step("a restored database", time.Minute, groupUpdate("f", 1, "c"), "c", "b", "a")
-	step("some minutes later", groupsHold-time.Minute, groupUpdate("f", 2, "c"), "c", "b", "a")
-	step("ten minutes later", time.Minute, groupUpdate("f", 3, "c"), "c")
-	step("a server of the deployed kind", 0, groupUpdate(policy.Polled, 9, "c", "d"), "c", "d")
-	step("which has lost everything", 0, groupUpdate(policy.Polled, 3), "c", "d")
-	step("for long", groupsHold, groupUpdate(policy.Polled, 3))
-	torn := groupUpdate(policy.Polled, 10, "x", "y")
-	torn.Groups = torn.Groups[:1]
-	if changed, err := g.update(torn, nil, nil, now); !errors.Is(err, fault.Invalid) || changed || len(g.all()) != 0 {
-		t.Errorf("half a list: %v %v", changed, err)
+	g.dirty = false
+	if list, changed := g.keep(now.Add(time.Hour)); len(list) != 1 || !changed || g.version != 3 || !g.dirty {
+		t.Errorf("an hour later: %v %v", list, changed)
 	}
 }
 
@@ -66,15 +46,18 @@ func TestSavedSecurityGroups(t *testing.T) {
 	if h, err := s.loadGroups(); h != nil || err != nil {
 		t.Errorf("nothing: %v %v", h, err)
 	}
-	want := heldGroups{Revision: revision.Revision{Epoch: "e", Counter: 3}, Spaces: []string{"s1"}, Listed: groupUpdate("", 0, "a", "ü").Groups,
-		Absent: groupUpdate("", 0, "x").Groups, Until: time.Unix(1e9, 0).UTC()}
+	record := func(name string) secgroup.Record { return secgroup.Record{GUID: name, Name: name, Rules: "[]"} }
+	want := secgroup.HeldState{Revision: revision.Revision{Epoch: "e", Counter: 3}, Spaces: []string{"s1"}, Listed: []secgroup.Record{record("a"), record("ü")},
+		Absent: []secgroup.HeldRecord{{Record: record("x"), Until: time.Unix(1e9, 0).UTC(), Lacked: 2}}}
 	if err := s.saveGroups(want); err != nil {
 		t.Fatal(err)
 	}
 	got, err := s.loadGroups()
-	if err != nil || got.Revision != want.Revision || !slices.EqualFunc(got.Listed, want.Listed, secgroup.Record.Equal) ||
-		!slices.EqualFunc(got.Absent, want.Absent, secgroup.Record.Equal) || !got.Until.Equal(want.Until) || !slices.Equal(got.Spaces, want.Spaces) {
-		t.Errorf("%+v, %v", got, err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, *got); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
 	}
 }
 

@@ -72,9 +72,10 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	descLoops.Collect(to, a.enforcement, a.save)
 	a.mu.Lock()
 	p, held, groups := a.now, a.held.Absent(), a.groups
+	listed := len(groups.held.State().Listed) + groups.held.Absent()
 	a.mu.Unlock()
 	if a.dynamic() {
-		to.Gauge(descGroups, float64(len(groups.Listed)+len(groups.Absent)))
+		to.Gauge(descGroups, float64(listed))
 		to.Counter(descGroupsUnheard, float64(groups.fails))
 	}
 	to.Gauge(descReaches, float64(p.reaches))

@@ -66,9 +66,10 @@ func Run(ctx context.Context, cfg Config, level *slog.LevelVar, log *slog.Logger
 		return fmt.Errorf("create tls config: %w", err)
 	}
 	client := policyhttp.NewClient(cfg.servers(), tc, policyhttp.ClientOptions{
-		Timeout: cfg.timeout(), Wait: watchWait/2 + spread(watchWait/2).Truncate(time.Second), Poll: cfg.poll(), Traceparent: os.Getenv("TRACEPARENT"),
+		Timeout: cfg.timeout(), Wait: watchWait/2 + spread(watchWait/2).Truncate(time.Second), Poll: cfg.poll(), PollGroups: time.Duration(cfg.ASGPoll) * time.Second, Traceparent: os.Getenv("TRACEPARENT"),
 	})
 	defer client.Close()
+	a.groupFeed = client.SecurityGroups()
 	return a.run(ctx, client, level)
 }
 
@@ -187,7 +188,7 @@ func (a *agent) openTable(ctx context.Context) error {
 
 // openState reads what was known last. Without a directory, as in a deployment that does not know of it, the agent runs but says so.
 func (a *agent) openState(ctx context.Context) error {
-	a.held = policy.NewHeld(watchWait)
+	a.held, a.groups.held = policy.NewHeld(watchWait), secgroup.NewHeld(watchWait)
 	wait, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
 	s, unlock, err := openState(wait, a.cfg.StateDir)
@@ -222,7 +223,7 @@ func (a *agent) restoreGroups(s *state) {
 	if h == nil {
 		return
 	}
-	a.groups.heldGroups, a.groups.known = *h, true
+	a.groups.held, a.groups.known = h.Restore(watchWait), true
 	a.log.Info("security groups restored", "revision", h.Revision, "groups", len(h.Listed)+len(h.Absent))
 }
 
