@@ -22,11 +22,19 @@ type reaches struct {
 	read     map[string]reading // by the text of rules
 	version  uint64
 	problems []firewall.Problem
-	defaults map[bool]*firewall.List // by whether it is for containers that stage
+	lists    map[string]made // by groups, see groupsKey
 
 	bound  map[secgroup.Container]*firewall.Egress
 	shared map[string]*firewall.Egress // by the groups: see sameGroups
 	static map[string]fixed            // by netOutRules and phase
+}
+
+// made is a list that was made of groups.
+type made struct {
+	list     *firewall.List
+	problems []firewall.Problem
+	of       []secgroup.Group // so that the rules of no others come to lie where theirs do
+	used     bool             // by this version of the groups
 }
 
 // fixed is what a container's own rules come to.
@@ -119,12 +127,18 @@ func (l labels) selects(g identity.Group) secgroup.Container {
 
 // follow takes in the groups of a version. Rules are read again only where their text is another.
 func (r *reaches) follow(records []secgroup.Record, version uint64) {
-	if r.defaults != nil && r.version == version {
+	if r.lists != nil && r.version == version {
 		return
 	}
-	was := r.read
+	was, lists := r.read, map[string]made{}
+	for k, m := range r.lists {
+		if m.used { // of the version before: what is still so need not be made again
+			m.used = false
+			lists[k] = m
+		}
+	}
 	*r = reaches{deny: r.deny, static: r.static, version: version, read: make(map[string]reading, len(records)),
-		bound: map[secgroup.Container]*firewall.Egress{}, shared: map[string]*firewall.Egress{}, defaults: map[bool]*firewall.List{}}
+		bound: map[secgroup.Container]*firewall.Egress{}, shared: map[string]*firewall.Egress{}, lists: lists}
 	for _, x := range records {
 		text, known := was[x.Rules]
 		if !known {
@@ -148,7 +162,7 @@ func (r *reaches) dynamic(c secgroup.Container) *firewall.Egress {
 		return e
 	}
 	s := secgroup.Select(r.groups, c)
-	key := sameGroups(s, phase(c.Workload))
+	key := groupsKey([]byte(groupsKey([]byte(phase(c.Workload)), s.Bound)+" |"), s.Defaults)
 	e, ok := r.shared[key]
 	if !ok {
 		e = r.reach(s, c)
@@ -158,40 +172,61 @@ func (r *reaches) dynamic(c secgroup.Container) *firewall.Egress {
 	return e
 }
 
-// sameGroups names what groups a selection has.
-func sameGroups(s secgroup.Selection, phase string) string {
-	key := []byte(phase)
-	for _, groups := range [][]secgroup.Group{s.Bound, s.Defaults} {
-		for _, g := range groups {
-			key = fmt.Appendf(key, " %q %p %d", g.GUID, unsafe.SliceData(g.Rules), len(g.Rules))
-		}
-		key = append(key, '|')
+// groupsKey names groups and what they say: rules are read once for each text, and stay where they are.
+func groupsKey(key []byte, groups []secgroup.Group) string {
+	for i := range groups {
+		key = fmt.Appendf(key, " %q %p %d", groups[i].GUID, unsafe.SliceData(groups[i].Rules), len(groups[i].Rules))
 	}
 	return string(key)
 }
 
 // reach makes lists of a selection.
 func (r *reaches) reach(s secgroup.Selection, c secgroup.Container) *firewall.Egress {
-	bound, defaults := ordered(s)
-	staging := c.Workload == secgroup.Staging
-	shared, ok := r.defaults[staging]
-	if !ok && len(s.Defaults) > 0 {
-		shared = r.list("default security groups", defaults)
-		r.defaults[staging] = shared
-	}
 	e := &firewall.Egress{Deny: r.deny[phase(c.Workload)]}
-	if len(bound) > 0 {
-		e.Lists = append(e.Lists, r.list(fmt.Sprintf("security groups of space %.40q, group %.40q", c.Space, string(c.Group)), bound))
+	if mixed(s) { // only then the order in which rules are asked makes a difference
+		bound, defaults := s.Rules()
+		what := fmt.Sprintf("security groups of space %.40q, group %.40q", c.Space, string(c.Group))
+		beside := groupsKey([]byte("beside "), s.Defaults) // what is in the defaults is not in the others
+		e.Lists = append(e.Lists, r.list(beside, what, s.Bound, bound), r.list("ordered", "default security groups", s.Defaults, defaults))
+		return e
 	}
-	if len(s.Defaults) > 0 {
-		e.Lists = append(e.Lists, shared)
+	for _, some := range parts(s) {
+		if len(some) == 0 {
+			continue
+		}
+		var rules []secgroup.Rule
+		for i := range some {
+			rules = append(rules, some[i].Rules...)
+		}
+		what := fmt.Sprintf("security group %.40s %.60q", some[0].GUID, some[0].Name)
+		if len(some) > 1 {
+			what += fmt.Sprintf(" and %d more", len(some)-1)
+		}
+		e.Lists = append(e.Lists, r.list("", what, some, rules))
 	}
 	return e
 }
 
-// ordered returns the rules of a selection in the order in which they are asked. That takes comparing all of them, and where none is logged, or all are, it makes
-// no difference: then they are returned as they come.
-func ordered(s secgroup.Selection) (bound, defaults []secgroup.Rule) {
+// maxApart is how many security groups of a container have a list of their own.
+const maxApart = 6
+
+// parts divides the groups of a selection into lists. A group that others have too has one of its own: all share it, and its change is that of one list. A list more
+// costs packets that begin a connection one lookup more, so the others, and those beyond maxApart, are together.
+func parts(s secgroup.Selection) [][]secgroup.Group {
+	var out [][]secgroup.Group
+	var together []secgroup.Group
+	for i, g := range s.Bound {
+		if len(g.RunningSpaces)+len(g.StagingSpaces)+len(g.Members) > 1 && len(out) < maxApart {
+			out = append(out, s.Bound[i:i+1])
+		} else {
+			together = append(together, g)
+		}
+	}
+	return append(out, together, s.Defaults)
+}
+
+// mixed reports whether some of a selection's rules are logged and others are not.
+func mixed(s secgroup.Selection) bool {
 	logged, all := 0, 0
 	for _, groups := range [][]secgroup.Group{s.Bound, s.Defaults} {
 		for i := range groups {
@@ -202,25 +237,26 @@ func ordered(s secgroup.Selection) (bound, defaults []secgroup.Rule) {
 			}
 		}
 	}
-	if logged > 0 && logged < all {
-		return s.Rules()
-	}
-	for i := range s.Bound {
-		bound = append(bound, s.Bound[i].Rules...)
-	}
-	for i := range s.Defaults {
-		defaults = append(defaults, s.Defaults[i].Rules...)
-	}
-	return bound, defaults
+	return logged > 0 && logged < all
 }
 
-// list is NewList that notes what is left out.
-func (r *reaches) list(what string, rules []secgroup.Rule) *firewall.List {
-	l, problems := firewall.NewList(rules)
-	for _, p := range problems {
-		r.problems = append(r.problems, firewall.Problem{What: what + ": " + p.What, Err: p.Err})
+// list returns the list of groups whose rules are these, and notes what is left out of it. kind tells apart what rules of the same groups may be.
+func (r *reaches) list(kind, what string, of []secgroup.Group, rules []secgroup.Rule) *firewall.List {
+	key := groupsKey([]byte(kind), of)
+	m, ok := r.lists[key]
+	if !ok {
+		m.of = slices.Clone(of)
+		m.list, m.problems = firewall.NewList(rules)
+		for i := range m.problems {
+			m.problems[i].What = what + ": " + m.problems[i].What
+		}
 	}
-	return l
+	if !m.used {
+		m.used = true
+		r.problems = append(r.problems, m.problems...)
+	}
+	r.lists[key] = m
+	return m.list
 }
 
 // own returns what a container may reach by rules that the runtime gave it, nil: everything. Without rules that is all that is not denied; with rules

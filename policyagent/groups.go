@@ -114,7 +114,7 @@ func (a *agent) hearingGroups(ctx context.Context) error {
 		stale := g.stale
 		a.mu.Unlock()
 		asked := time.Now()
-		err := a.hearGroups(ctx, ask, stale)
+		changed, err := a.hearGroups(ctx, ask, stale)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -122,20 +122,23 @@ func (a *agent) hearingGroups(ctx context.Context) error {
 			continue // the question was given up
 		}
 		a.noteGroups(err)
-		pause := hearGap - time.Since(asked)
-		if err != nil {
+		var pause time.Duration
+		switch {
+		case err != nil:
 			failures++
 			pause = reconcile.Backoff(hearFirst, hearLongest, failures)
 			a.log.Warn("security groups could not be heard", "error", err, "retry_in", pause)
-		} else {
+		case changed:
 			failures = 0
+		default:
+			failures, pause = 0, hearGap-time.Since(asked)
 		}
 		a.restGroups(ctx, pause, stale)
 	}
 }
 
-// hearGroups asks until there is an answer or the question is stale, and takes it in.
-func (a *agent) hearGroups(ctx context.Context, ask secgroup.Ask, stale <-chan struct{}) error {
+// hearGroups asks until there is an answer or the question is stale, takes it in, and reports whether it changed anything.
+func (a *agent) hearGroups(ctx context.Context, ask secgroup.Ask, stale <-chan struct{}) (changed bool, err error) {
 	asking, cancel := context.WithCancel(ctx)
 	stop := make(chan struct{})
 	go func() {
@@ -150,13 +153,13 @@ func (a *agent) hearGroups(ctx context.Context, ask secgroup.Ask, stale <-chan s
 	cancel()
 	<-stop
 	if err != nil {
-		return err
+		return false, err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	changed, err := a.groups.update(u, ask, wall())
+	changed, err = a.groups.update(u, ask, wall())
 	if err != nil {
-		return err
+		return false, err
 	}
 	if changed {
 		a.version++
@@ -170,7 +173,7 @@ func (a *agent) hearGroups(ctx context.Context, ask secgroup.Ask, stale <-chan s
 	if a.groups.dirty {
 		a.save.Kick()
 	}
-	return nil
+	return changed, nil
 }
 
 // noteGroups notes how an attempt to hear ended.

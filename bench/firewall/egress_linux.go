@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"net/netip"
 
 	"code.cloudfoundry.org/silk/bench"
 	"code.cloudfoundry.org/silk/firewall"
 	"code.cloudfoundry.org/silk/firewall/nft"
-	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/policy"
 	"code.cloudfoundry.org/silk/secgroup"
 )
@@ -31,18 +29,28 @@ func (w *world) leadOut() error {
 	return shell(w.containers[outside], fmt.Sprintf("ip addr add %v/24 dev in; ip link set in up; ip route add default via 203.0.113.1", addresses[outside]))
 }
 
-// egressRules returns n rules for networks, ranges and ports that differ, the last of which lets out what is measured. Those of another seed have nothing in common.
+// egressRules returns n rules of which the last lets out what is measured: of eight one is for a range of addresses, one for a single one, and the others for networks. Those
+// of another seed have nothing in common.
 func egressRules(n, seed int) []secgroup.Rule {
 	out := make([]secgroup.Rule, 0, n)
 	for i := range n - 1 {
-		first := netip.AddrFrom4([4]byte{byte(20 + seed), byte(i >> 6), byte(i << 2), 3})
-		last := netip.AddrFrom4([4]byte{byte(20 + seed), byte(i >> 6), byte(i<<2) + byte(i%4), 250})
-		r := secgroup.Rule{Protocol: secgroup.TCP, Destinations: []secgroup.Range{{First: first, Last: last}}, Ports: []policy.Ports{{First: 443, Last: 443}}}
-		switch i % 4 {
+		first := [4]byte{byte(20 + seed), byte(i >> 6), byte(i << 2), 0}
+		last := [4]byte{byte(20 + seed), byte(i >> 6), byte(i<<2) + byte(i%2), 255}
+		switch i % 8 {
+		case 3:
+			first[3], last[3] = 3, 250
+		case 7:
+			last = first
+		}
+		r := secgroup.Rule{Protocol: secgroup.TCP, Destinations: []secgroup.Range{{First: netip.AddrFrom4(first), Last: netip.AddrFrom4(last)}},
+			Ports: []policy.Ports{{First: 443, Last: 443}}}
+		switch i % 5 {
 		case 1:
 			r.Ports = []policy.Ports{{First: uint16(8000 + i), Last: uint16(8100 + i)}}
 		case 2:
 			r.Protocol, r.Ports = secgroup.UDP, []policy.Ports{{First: 53, Last: 53}}
+		case 3:
+			r.Ports = []policy.Ports{{First: 80, Last: 80}, {First: 8080, Last: 8090}}
 		}
 		out = append(out, r)
 	}
@@ -102,88 +110,4 @@ func egressRates(ctx context.Context, r *bench.Report) error {
 	judge(r, "firewall.egress.crr.1000_of_1", rates[fmt.Sprint(manyRules)], rates["1"], 0.95)
 	judge(r, "firewall.egress.crr.1000_of_unrestricted", rates[fmt.Sprint(manyRules)], rates["0"], 0)
 	return nil
-}
-
-// egressChange measures, for containers of which each has rules of its own, a change of a security group that all of them have: from the groups to the kernel.
-// In the kernel all containers change in one transaction, the last.
-func egressChange(ctx context.Context, r *bench.Report) error {
-	ns, err := kernel.NewNS()
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	t, err := nft.Open(ns, nft.Options{})
-	if err != nil {
-		return err
-	}
-	defer t.Close()
-	for _, x := range []struct {
-		name   string
-		shared bool
-	}{{"shared", true}, {"own", false}} {
-		var took []float64
-		for i := range 7 {
-			groups := groupsOf(i, x.shared)
-			var c nft.Changes
-			ms, err := bench.Millis(func() error {
-				rs, err := reachesOf(groups)
-				if err == nil {
-					c, err = t.Set(ctx, rs)
-				}
-				return err
-			})
-			if err == nil && c.Sent == 0 {
-				err = errEmpty
-			}
-			if err != nil {
-				return err
-			}
-			if i > 0 { // the first makes all of it
-				took = append(took, ms)
-			}
-		}
-		r.AtMost("firewall.egress.change."+x.name, bench.Median(took), "ms", 1000)
-		r.Add("firewall.egress.change."+x.name+".longest", max(took[0], took[1], took[2], took[3], took[4], took[5]), "ms", math.NaN())
-	}
-	return nil
-}
-
-// groupsOf returns the security groups of spaces, one for each container: one that all have, which is another in every version, and unless all have the same rules
-// one for each.
-func groupsOf(version int, shared bool) []secgroup.Group {
-	common := secgroup.Group{GUID: "common", Rules: egressRules(manyRules/10, 1+version%2)}
-	rest := secgroup.Group{GUID: "rest", Rules: egressRules(manyRules-manyRules/10, 3)}
-	var all []secgroup.Group
-	for i := range containers {
-		space := fmt.Sprint(i)
-		common.RunningSpaces = append(common.RunningSpaces, space)
-		if shared {
-			rest.RunningSpaces = append(rest.RunningSpaces, space)
-			continue
-		}
-		own := secgroup.Group{GUID: space, Rules: append([]secgroup.Rule(nil), rest.Rules...), RunningSpaces: []string{space}}
-		a := netip.AddrFrom4([4]byte{99, 0, 0, byte(i)})
-		own.Rules[0] = secgroup.Rule{Destinations: []secgroup.Range{{First: a, Last: a}}}
-		all = append(all, own)
-	}
-	return append(all, common, rest)
-}
-
-// reachesOf is what an agent makes of groups for its containers.
-func reachesOf(groups []secgroup.Group) (firewall.Ruleset, error) {
-	in := firewall.Input{Network: overlayNet, VTEP: vtep}
-	for i := range containers {
-		bound, _ := secgroup.Select(groups, secgroup.Container{Space: fmt.Sprint(i), Workload: secgroup.App}).Rules()
-		l, problems := firewall.NewList(bound)
-		if len(problems) > 0 {
-			return firewall.Ruleset{}, fmt.Errorf("rules: %v", problems[0])
-		}
-		in.Endpoints = append(in.Endpoints, firewall.Endpoint{
-			Device: fmt.Sprintf("s-010255030%03d", i), Address: netip.AddrFrom4([4]byte{10, 255, 30, byte(i)}), Egress: &firewall.Egress{Lists: []*firewall.List{l}}})
-	}
-	rs, problems := firewall.Compile(in)
-	if len(problems) > 0 {
-		return rs, fmt.Errorf("compile: %v", problems[0])
-	}
-	return rs, nil
 }

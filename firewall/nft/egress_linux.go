@@ -157,17 +157,40 @@ func (b *builder) egress(w *wish, rs *firewall.Ruleset, have map[string]*set) {
 	}
 }
 
+// setFull bounds a set, in networks of addresses. The kernel keeps a range of addresses as the networks that it consists of, of which it takes up to 62, and copies all that
+// a set has for every 64 that are added to it: 12,000 take 30 ms, 2,000 less than 1 ms. What is in another set costs a packet one more lookup.
+const setFull = 2048
+
+// networks returns of how many networks the addresses of a span consist.
+func networks(s firewall.Span) (n int) {
+	first, last := s.First.As4(), s.Last.As4()
+	a, end := uint64(binary.BigEndian.Uint32(first[:])), uint64(binary.BigEndian.Uint32(last[:]))
+	for a <= end {
+		size := uint64(1) << 32
+		if a != 0 {
+			size = a & -a
+		}
+		for size > end-a+1 {
+			size /= 2
+		}
+		a += size
+		n++
+	}
+	return n
+}
+
 // listSets adds the sets of a list to w, each with the spans of a kind, and returns their names.
 func listSets(w *wish, l *firewall.List, have map[string]*set) (names []string) {
 	spans := l.Spans()
 	for len(spans) > 0 {
 		prefix := spanPrefix(spans[0])
-		n := 1
-		for n < len(spans) && spanPrefix(spans[n]) == prefix {
+		n, cost := 1, networks(spans[0])
+		for n < len(spans) && spanPrefix(spans[n]) == prefix && cost < setFull {
+			cost += networks(spans[n])
 			n++
 		}
 		some := spans[:n:n]
-		name := nameSet(prefix+l.ID(), have, func(s *set) bool { return firewall.SameSpans(s.spans, some) || slices.Equal(s.spans, some) })
+		name := nameSet(fmt.Sprintf("%s%s-%d", prefix, l.ID(), len(names)), have, func(s *set) bool { return firewall.SameSpans(s.spans, some) || slices.Equal(s.spans, some) })
 		w.sets = append(w.sets, set{name: name, spans: some})
 		names = append(names, name)
 		spans = spans[n:]
