@@ -186,7 +186,7 @@ func (r *reaches) reach(s secgroup.Selection, c secgroup.Container) *firewall.Eg
 	if mixed(s) { // only then the order in which rules are asked makes a difference
 		bound, defaults := s.Rules()
 		what := fmt.Sprintf("security groups of space %.40q, group %.40q", c.Space, string(c.Group))
-		beside := groupsKey([]byte("beside "), s.Defaults) // what is in the defaults is not in the others
+		beside := groupsKey([]byte("beside "), s.Defaults) + " |" // what is in the defaults is not in the others
 		e.Lists = append(e.Lists, r.list(beside, what, s.Bound, bound), r.list("ordered", "default security groups", s.Defaults, defaults))
 		return e
 	}
