@@ -34,6 +34,7 @@ type Limit struct {
 type List struct {
 	id    string
 	spans []Span
+	logs  bool // some of them do
 }
 
 // Span is a range of addresses, and there of ports (tcp, udp), of types and codes of messages (icmp), or of protocols (all).
@@ -149,7 +150,7 @@ func newList(spans []Span) *List {
 		said = append(append(append(said, first[:]...), last[:]...), byte(s.Protocol), log, byte(s.From>>8), byte(s.From), byte(s.To>>8), byte(s.To))
 	}
 	sum := sha256.Sum256(said)
-	return &List{hex.EncodeToString(sum[:12]), slices.Clip(spans)}
+	return &List{hex.EncodeToString(sum[:12]), slices.Clip(spans), slices.ContainsFunc(spans, func(s Span) bool { return s.Log })}
 }
 
 // ID names what the list says. It has 24 characters.
@@ -245,6 +246,13 @@ func (c *compiler) outside(here []Endpoint) {
 		c.out.Outside = append(c.out.Outside, Outside{e.Address, id})
 	}
 	slices.SortFunc(c.out.Reaches, func(a, b Reach) int { return cmp.Compare(a.ID, b.ID) })
+}
+
+// Logs reports whether packets to the outside are logged whatever Log says: because a rule says so, or the limit.
+func (r *Ruleset) Logs() bool {
+	return r.Limit.Rate > 0 && (r.Limit.Log || r.Limit.Dry) || slices.ContainsFunc(r.Reaches, func(x Reach) bool {
+		return slices.ContainsFunc(x.Lists, func(l *List) bool { return l.logs })
+	})
 }
 
 // AllowsOut reports whether a new connection of an endpoint to the outside of the overlay is allowed, and whether one that is allowed is logged. What is logged

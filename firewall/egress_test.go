@@ -252,3 +252,24 @@ func TestDeniedNetworksAreNeverCutShort(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatIsLoggedAnyway: somebody has to listen when a rule or the limit asks for it.
+func TestWhatIsLoggedAnyway(t *testing.T) {
+	in := firewall.Input{Network: network, VTEP: "silk-vtep", Endpoints: []firewall.Endpoint{end(2, "")}}
+	rule := secgroup.Rule{Destinations: []secgroup.Range{{First: addr(1), Last: addr(1)}}}
+	for name, x := range map[string]struct {
+		limit firewall.Limit
+		log   bool
+		want  bool
+	}{
+		"nothing": {}, "a rule": {log: true, want: true}, "a limit": {limit: firewall.Limit{Rate: 1, Burst: 1}},
+		"a limit that logs": {limit: firewall.Limit{Rate: 1, Burst: 1, Log: true}, want: true}, "a dry run": {limit: firewall.Limit{Rate: 1, Burst: 1, Dry: true}, want: true},
+	} {
+		in.Limit, rule.Log = x.limit, x.log
+		l, _ := firewall.NewList([]secgroup.Rule{rule})
+		in.Endpoints[0].Egress = &firewall.Egress{Lists: []*firewall.List{l}}
+		if rs := compileAll(t, in); rs.Logs() != x.want {
+			t.Errorf("%s: logged %v", name, rs.Logs())
+		}
+	}
+}

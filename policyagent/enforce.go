@@ -109,7 +109,7 @@ func (a *agent) enforce(ctx context.Context) (cutError, err error) {
 		enforceable = h.listed(c.marks, err)
 	}
 	a.compile(enforceable, rules, version, router, absent > 0)
-	if !a.flows.want(logs.C2C || logs.Egress) {
+	if !a.flows.want(logs.C2C || logs.Egress || c.rules.Logs()) {
 		logs.C2C, logs.Egress = false, false
 	}
 	c.rules.Log = logs
