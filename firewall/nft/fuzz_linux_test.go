@@ -37,7 +37,7 @@ func FuzzParse(f *testing.F) {
 		parseChain(b)
 		parseSet(b)
 		parseCounter(b)
-		for _, n := range []string{name, setSources, setDestinations, "allow-0007", "ranges-0007-0"} {
+		for _, n := range []string{name, setSources, setDestinations, "allow-0007", "ranges-0007-0", "ports-x-0", "messages-l-x-0", "others-x-0", setOutside, "rates-1-1"} {
 			x := set{name: n}
 			if parseElements(b, &x) && kindOf(n) == nil {
 				t.Errorf("elements of a set %q that is none of ours", n)
@@ -70,6 +70,12 @@ func FuzzAllowKey(f *testing.F) {
 func TestCanonicalTellsRulesApart(t *testing.T) {
 	seen := map[string]string{}
 	chains := frame{network: netip.MustParsePrefix("10.255.0.0/16"), vtep: "silk-vtep", connMask: 0xffff0000, router: 7}.chains()
+	for _, l := range []firewall.Limit{{Rate: 1, Burst: 1}, {Rate: 1, Burst: 2}, {Rate: 2, Burst: 2}, {Rate: 100, Burst: 1000, Log: true}, {Rate: 3, Burst: 3, Dry: true}} {
+		chains = append(chains, frame{limit: l, log: logs{egress: true, group: 1, denied: 2, udp: 3}}.egress()...)
+	}
+	one, other := firewall.NewDeny([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}), firewall.NewDeny([]netip.Prefix{netip.MustParsePrefix("11.0.0.0/8")})
+	made := map[string][]string{one.ID(): {"ports-a-0", "ports-l-a-0", "messages-a-0", "others-a-0"}, other.ID(): {"ports-b-0", "messages-l-b-0", "others-l-b-0"}}
+	chains = append(chains, reach(&firewall.Reach{ID: "x", Deny: one, Lists: []*firewall.List{other, one}}, made), reach(&firewall.Reach{ID: "y", Deny: other, Open: true}, made))
 	for _, c := range append(chains, from(7, true), from(0x700, true), known(7), known(8), away("silk-vtep", 7), away("silk-vtep", 0x700), to(0xffff0000, 7, "allow-0007", rangesRule{"ranges-0007-0", 1}), to(0xffff0000, 8, "allow-0008", rangesRule{"shards-0008-4", 4})) {
 		for _, r := range c.rules {
 			if text, ok := seen[r.canon]; ok && text != r.text {
