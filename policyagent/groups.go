@@ -26,6 +26,7 @@ type groups struct {
 	members []identity.Group
 	stale   chan struct{} // closed when the question that is under way is not the right one any more
 	nudged  chan struct{} // ends a pause between questions
+	news    bool          // the last answer was of another revision than the one before, or to another question
 	dirty   bool          // there is something to be stored
 	err     error         // of the last attempt to hear
 	fails   uint64
@@ -43,7 +44,9 @@ func (g *groups) update(u secgroup.Update, ask secgroup.Ask, now time.Time) (cha
 		return false, err
 	}
 	changed = !g.known || !slices.EqualFunc(was, g.held.Keep(now), secgroup.Record.Equal)
-	g.dirty = g.dirty || changed || !slices.Equal(had.Spaces, ask.Spaces) || !slices.Equal(had.Members, ask.Members)
+	asked := !slices.Equal(had.Spaces, ask.Spaces) || !slices.Equal(had.Members, ask.Members)
+	g.dirty = g.dirty || changed || asked
+	g.news = changed || asked || u.Revision != had.Revision
 	if g.known = true; changed {
 		g.version++
 	}
@@ -114,7 +117,7 @@ func (a *agent) hearingGroups(ctx context.Context) error {
 		stale := g.stale
 		a.mu.Unlock()
 		asked := time.Now()
-		changed, err := a.hearGroups(ctx, ask, stale)
+		err := a.hearGroups(ctx, ask, stale)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -128,7 +131,7 @@ func (a *agent) hearingGroups(ctx context.Context) error {
 			failures++
 			pause = reconcile.Backoff(hearFirst, hearLongest, failures)
 			a.log.Warn("security groups could not be heard", "error", err, "retry_in", pause)
-		case changed:
+		case a.heardNews():
 			failures = 0
 		default:
 			failures, pause = 0, hearGap-time.Since(asked)
@@ -137,8 +140,15 @@ func (a *agent) hearingGroups(ctx context.Context) error {
 	}
 }
 
-// hearGroups asks until there is an answer or the question is stale, takes it in, and reports whether it changed anything.
-func (a *agent) hearGroups(ctx context.Context, ask secgroup.Ask, stale <-chan struct{}) (changed bool, err error) {
+// heardNews reports whether the last answer was one to be told at once: to another question, or of another revision.
+func (a *agent) heardNews() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.groups.news
+}
+
+// hearGroups asks until there is an answer or the question is stale, and takes it in.
+func (a *agent) hearGroups(ctx context.Context, ask secgroup.Ask, stale <-chan struct{}) error {
 	asking, cancel := context.WithCancel(ctx)
 	stop := make(chan struct{})
 	go func() {
@@ -153,13 +163,13 @@ func (a *agent) hearGroups(ctx context.Context, ask secgroup.Ask, stale <-chan s
 	cancel()
 	<-stop
 	if err != nil {
-		return false, err
+		return err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	changed, err = a.groups.update(u, ask, wall())
+	changed, err := a.groups.update(u, ask, wall())
 	if err != nil {
-		return false, err
+		return err
 	}
 	if changed {
 		a.version++
@@ -173,7 +183,7 @@ func (a *agent) hearGroups(ctx context.Context, ask secgroup.Ask, stale <-chan s
 	if a.groups.dirty {
 		a.save.Kick()
 	}
-	return changed, nil
+	return nil
 }
 
 // noteGroups notes how an attempt to hear ended.
