@@ -148,6 +148,7 @@ func labUp(f *labFlags) *cobra.Command {
 	c.Flags().IntVar(&o.Hosts, "hosts", 3, "number of hosts")
 	c.Flags().IntVar(&o.Containers, "containers", 2, "number of containers on each host")
 	c.Flags().StringVar((*string)(&o.Policy), "policy", string(lab.PolicyRequired), "required: containers are closed to each other until a policy opens them; none: they are open")
+	c.Flags().BoolVar(&o.Outside, "outside", false, "add a place outside of the overlay, which containers ask and which asks mapped ports")
 	c.Flags().StringVar(&o.Programs, "programs", "", "directory of the silk programs (default that of this one)")
 	c.Flags().DurationVar(&wait, "wait", time.Minute, "how long to wait until everybody reaches everybody")
 	return c
@@ -155,7 +156,7 @@ func labUp(f *labFlags) *cobra.Command {
 
 // warnIgnored names the flags that say what a new lab is to be, and were given for one that is there.
 func warnIgnored(c *cobra.Command, command string) {
-	for _, name := range []string{"hosts", "containers", "programs"} {
+	for _, name := range []string{"hosts", "containers", "outside", "programs"} {
 		if c.Flags().Changed(name) {
 			fmt.Fprintf(c.ErrOrStderr(), "--%s is for a new lab and changed nothing: use %s add-host, add and rm, or down first\n", name, command)
 		}
@@ -208,16 +209,26 @@ func labExec(f *labFlags) *cobra.Command {
 
 func labAdd(f *labFlags) *cobra.Command {
 	var host, group string
+	var publish []string
 	c := &cobra.Command{Use: "add NAME", Short: "Add a container", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		var ports []lab.Port
+		for _, text := range publish {
+			p, err := lab.ParsePort(text)
+			if err != nil {
+				return err
+			}
+			ports = append(ports, p)
+		}
 		l, err := f.open()
 		if err != nil {
 			return err
 		}
-		_, err = l.AddTo(c.Context(), args[0], host, group)
+		_, err = l.AddTo(c.Context(), args[0], host, group, ports...)
 		return err
 	}}
 	c.Flags().StringVar(&host, "host", "", "where (default the host with the fewest containers)")
 	c.Flags().StringVar(&group, "group", "", "policy group that it belongs to (default web)")
+	c.Flags().StringArrayVarP(&publish, "publish", "p", nil, "HOSTPORT:PORT, a TCP port of its host that leads to one of the container's; may be repeated")
 	return c
 }
 

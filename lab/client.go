@@ -30,9 +30,9 @@ func (l *Lab) Add(ctx context.Context, name, host string) error {
 	return err
 }
 
-// AddTo is Add of a container in a policy group, "" for web. It returns the container's address.
-func (l *Lab) AddTo(ctx context.Context, name, host, group string) (netip.Addr, error) {
-	a, err := l.call(ctx, message{Op: opAdd, Name: name, Host: host, Group: group})
+// AddTo is Add of a container in a policy group, "" for web, with mapped ports. It returns the container's address.
+func (l *Lab) AddTo(ctx context.Context, name, host, group string, ports ...Port) (netip.Addr, error) {
+	a, err := l.call(ctx, message{Op: opAdd, Name: name, Host: host, Group: group, Ports: ports})
 	return a.Address, err
 }
 

@@ -12,6 +12,9 @@ const conflistName = "10-silk.conflist" // for the container runtimes that peopl
 
 // writeConfigs writes the certificates and configurations of the node's programs, and a host's network configuration.
 func (n *node) writeConfigs() error {
+	if n.isOutside() {
+		return nil
+	}
 	if err := os.MkdirAll(n.dir(), 0o700); err != nil {
 		return err
 	}
@@ -64,7 +67,7 @@ func (n *node) writeConfigs() error {
 func (n *node) network() string { return filepath.Join(n.dir(), "network.conflist") }
 
 func (n *node) networkConfig(version, name string) map[string]any {
-	plugin := map[string]any{"type": "silk-cni", "daemonPort": daemonPort, "endpointDir": "/run/silk/endpoints"}
+	plugin := map[string]any{"type": "silk-cni", "daemonPort": daemonPort, "endpointDir": "/run/silk/endpoints", "capabilities": map[string]any{"portMappings": true}}
 	if n.s.policed() {
 		maps.Copy(plugin, policyKeys)
 	}

@@ -112,6 +112,9 @@ func (n *node) attach(ctx context.Context, want containerEntry) (a netip.Addr, e
 		return a, err
 	}
 	err = n.cni(ctx, name, func(ctx context.Context, c *libcni.CNIConfig, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
+		if len(want.Ports) > 0 {
+			rt.CapabilityArgs = map[string]any{"portMappings": portMappings(want.Ports)}
+		}
 		if want.Group != "" {
 			if list, err = inGroup(list, want.Group); err != nil {
 				return err

@@ -23,6 +23,7 @@ type journal struct {
 	Programs   string           `json:"programs"`
 	BridgeNF   bool             `json:"bridge_nf,omitempty"`
 	Policy     Policy           `json:"policy,omitempty"` // empty as PolicyNone: labs of earlier versions
+	Outside    bool             `json:"outside,omitempty"`
 	Hosts      []hostEntry      `json:"hosts"`
 	Containers []containerEntry `json:"containers"`
 }
@@ -40,12 +41,13 @@ type containerEntry struct {
 	Name    string `json:"name"`
 	Host    string `json:"host"`
 	Group   string `json:"group,omitempty"` // policy group
+	Ports   []Port `json:"ports,omitempty"`
 	Leaving bool   `json:"leaving,omitempty"`
 }
 
 // newJournal returns host1 to hostN with c1 to cM spread over them in order, web and api by turns.
 func newJournal(o Options) *journal {
-	j := &journal{Version: journalVersion, Name: o.Name, Programs: o.Programs, BridgeNF: o.BridgeNF, Policy: o.Policy, Hosts: []hostEntry{}, Containers: []containerEntry{}}
+	j := &journal{Version: journalVersion, Name: o.Name, Programs: o.Programs, BridgeNF: o.BridgeNF, Policy: o.Policy, Outside: o.Outside, Hosts: []hostEntry{}, Containers: []containerEntry{}}
 	for i := range o.Hosts {
 		h := fmt.Sprintf("host%d", i+1)
 		j.Hosts = append(j.Hosts, hostEntry{Name: h, Index: i + 1})

@@ -34,6 +34,7 @@ type Options struct {
 	Hosts      int    // default 3, at most MaxHosts
 	Containers int    // per host, default 2; -1: none
 	Policy     Policy // default PolicyRequired
+	Outside    bool   // a place outside that containers may reach, and that reaches their mapped ports
 	Programs   string // directory of silk, silk-controller, silk-daemon, silk-cni, silk-teardown, policy-server, vxlan-policy-agent; default that of this program
 	BridgeNF   bool   // leave bridge-nf-call-* on in the underlay's namespace
 }
@@ -68,7 +69,7 @@ func DefaultDir(name string) string {
 }
 
 // reserved names stand for parts of the lab itself, or for devices of every machine: a host's name is that of its port.
-var reserved = []string{controlName, underlayName, roleController, rolePolicyServer, roleSupervisor, roleKeeper, roleExec, "lo", "all", "default"}
+var reserved = []string{controlName, outsideName, underlayName, roleController, rolePolicyServer, roleSupervisor, roleKeeper, roleExec, "lo", "all", "default"}
 
 var nameForm = regexp.MustCompile(`^[a-z][a-z0-9-]{0,14}$`)
 

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -62,40 +61,47 @@ func (s *supervisor) measure(ctx context.Context, containers []Container) []Path
 }
 
 func (s *supervisor) measureFrom(ctx context.Context, from Container, all []Container, paths []Path, t turns) error {
-	n, err := s.node(from.Host)
+	addrs := map[string]netip.Addr{}
+	for _, c := range all {
+		addrs[c.Name] = c.Address
+	}
+	return s.fromContainer(from, func(ns *kernel.NS) error {
+		var wg sync.WaitGroup
+		for k := range paths {
+			p := &paths[k]
+			wg.Go(func() {
+				var err error
+				if p.Time, err = t.probe(ctx, ns, netip.AddrPortFrom(addrs[p.To], HTTPPort), p.To); err != nil {
+					p.Error = err.Error()
+				}
+				p.OK = err == nil
+			})
+		}
+		wg.Wait()
+		return nil
+	})
+}
+
+// fromContainer calls fn with the network namespace of a container.
+func (s *supervisor) fromContainer(c Container, fn func(*kernel.NS) error) error {
+	n, err := s.node(c.Host)
 	if err != nil {
 		return err
 	}
 	var ns *kernel.NS
 	err = n.use(func(sp *space) error {
-		return sp.do(func() (err error) { ns, err = kernel.OpenNS(netnsPath(from.Name)); return err })
+		return sp.do(func() (err error) { ns, err = kernel.OpenNS(netnsPath(c.Name)); return err })
 	})
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
-	addrs := map[string]netip.Addr{}
-	for _, c := range all {
-		addrs[c.Name] = c.Address
-	}
-	var wg sync.WaitGroup
-	for k := range paths {
-		p := &paths[k]
-		wg.Go(func() {
-			var err error
-			if p.Time, err = t.probe(ctx, ns, addrs[p.To], p.To); err != nil {
-				p.Error = err.Error()
-			}
-			p.OK = err == nil
-		})
-	}
-	wg.Wait()
-	return nil
+	return fn(ns)
 }
 
 // probe asks the responder at addr for its name, on a connection from within ns, and returns how long the answer took.
-func (t turns) probe(ctx context.Context, ns *kernel.NS, addr netip.Addr, name string) (time.Duration, error) {
-	c, err := t.connect(ctx, ns, net.JoinHostPort(addr.String(), strconv.Itoa(HTTPPort)))
+func (t turns) probe(ctx context.Context, ns *kernel.NS, addr netip.AddrPort, name string) (time.Duration, error) {
+	c, err := t.connect(ctx, ns, addr.String())
 	if err != nil {
 		return 0, err
 	}

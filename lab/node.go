@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -14,7 +15,7 @@ import (
 	"code.cloudfoundry.org/silk/internal/reconcile"
 )
 
-// node is a host, or the place of the controller: a space plugged into the underlay with programs in it.
+// node is a host, the place of the controller, or the outside: a space plugged into the underlay with programs in it.
 type node struct {
 	s     *supervisor
 	name  string
@@ -57,7 +58,8 @@ func newNode(s *supervisor, name string, index int) *node {
 	return n
 }
 
-func (n *node) isHost() bool { return n.index > 0 }
+func (n *node) isHost() bool    { return n.index > 0 && n.index <= MaxHosts }
+func (n *node) isOutside() bool { return n.index == outsideIndex }
 
 // run turns the node's loop until ctx ends, which leaves everything running, or the host has left.
 func (n *node) run(ctx context.Context) {
@@ -121,6 +123,11 @@ func (n *node) build(ctx context.Context, want hostEntry) error {
 	if err := plug(n.space.net, n.name, n.index, want.Partitioned); err != nil {
 		return err
 	}
+	if n.isOutside() {
+		if err := configure(n.space.net, netip.PrefixFrom(address(n.index+1), underlay.Bits())); err != nil {
+			return fmt.Errorf("configure the outside: %w", err)
+		}
+	}
 	if n.programs != nil {
 		return nil
 	}
@@ -147,6 +154,9 @@ type run struct {
 func (n *node) runs() []run {
 	policed := n.s.policed()
 	file := func(name string) string { return filepath.Join(n.dir(), name) }
+	if n.isOutside() {
+		return []run{{outsideName, "silk", []string{"lab", "respond", "--as", outsideName}}}
+	}
 	if !n.isHost() {
 		all := []run{{roleController, "silk-controller", []string{"-config", file("controller.json")}}}
 		if policed {

@@ -115,7 +115,7 @@ func (n *node) writeAgent(tls map[string]any) error {
 	return writeJSON(filepath.Join(n.dir(), "policy-agent.json"), tls, map[string]any{
 		"policy_server_url": fmt.Sprintf("https://%v:%d", address(0), internalPort), "underlay_ips": []string{address(n.index).String()},
 		"overlay_network": Overlay.String(), "endpoint_dir": "/run/silk/endpoints", "state_dir": filepath.Join(n.dir(), "policy-state"),
-		"debug_server_port": agentPort, "force_policy_poll_cycle_port": forcePort,
+		"debug_server_port": agentPort, "force_policy_poll_cycle_port": forcePort, "enable_asg_syncing": n.s.outside != nil,
 	})
 }
 

@@ -54,10 +54,11 @@ func (s Status) Write(w io.Writer) error {
 		}
 	}
 	if len(s.Paths) == 0 {
-		_, err := fmt.Fprintln(w, "\nno two containers to connect")
+		fmt.Fprintln(w, "\nno two containers to connect")
+	} else if err := s.writeMatrix(w); err != nil {
 		return err
 	}
-	return s.writeMatrix(w)
+	return s.writeEdge(w)
 }
 
 func (s Status) writeMatrix(w io.Writer) error {
@@ -74,17 +75,17 @@ func (s Status) writeMatrix(w io.Writer) error {
 	for _, from := range names {
 		fmt.Fprint(t, s.label(from))
 		for _, to := range names {
-			switch p := s.Path(from, to); {
-			case from == to:
+			p := s.Path(from, to)
+			if from == to {
 				fmt.Fprint(t, "\t-")
+				continue
+			}
+			fmt.Fprint(t, "\t"+p.word())
+			switch {
 			case p.OK:
 				good++
-				fmt.Fprintf(t, "\tok %.1fms", float64(p.Time)/float64(time.Millisecond))
 			case p.Deny:
 				denied++
-				fmt.Fprint(t, "\tdeny")
-			default:
-				fmt.Fprint(t, "\tFAIL")
 			}
 		}
 		fmt.Fprintln(t)
@@ -92,12 +93,54 @@ func (s Status) writeMatrix(w io.Writer) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(w, "%d of %d connections work", good, len(s.Paths))
+	fmt.Fprintf(w, "%d of %d connections work", good, len(s.Paths))
 	if denied > 0 {
 		fmt.Fprintf(w, ", policy denies %d", denied)
 	}
-	fmt.Fprintln(w)
+	_, err := fmt.Fprintln(w)
 	return err
+}
+
+// writeEdge prints who reaches the outside, and whom the outside reaches.
+func (s Status) writeEdge(w io.Writer) error {
+	if len(s.Edge) == 0 {
+		return nil
+	}
+	fmt.Fprintln(w, "\nwho reaches the outside (row asks column by HTTP)")
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	from, mapped := "", false
+	for _, a := range outsideAddresses() {
+		fmt.Fprintf(t, "\t%v", a)
+	}
+	for _, p := range s.Edge {
+		switch {
+		case p.Via != "":
+			if !mapped {
+				fmt.Fprint(t, "\n\nmapped ports, asked from outside")
+			}
+			mapped = true
+			at := strings.LastIndexByte(p.To, ':')
+			fmt.Fprintf(t, "\n%s -> %s%s\t%s", p.To[:at], s.label(p.Via), p.To[at:], p.word())
+			continue
+		case p.From != from:
+			from = p.From
+			fmt.Fprint(t, "\n"+s.label(from))
+		}
+		fmt.Fprint(t, "\t"+p.word())
+	}
+	fmt.Fprintln(t)
+	return t.Flush()
+}
+
+// word is what a path comes to.
+func (p Path) word() string {
+	switch {
+	case p.OK:
+		return fmt.Sprintf("ok %.1fms", float64(p.Time)/float64(time.Millisecond))
+	case p.Deny:
+		return "deny"
+	}
+	return "FAIL"
 }
 
 // WriteHints prints what to try next.

@@ -112,7 +112,10 @@ func (s *supervisor) add(ctx context.Context, r message) (name string, address n
 		if err := checkGroup(group); err != nil {
 			return err
 		}
-		j.Containers = append(j.Containers, containerEntry{Name: r.Name, Host: h.Name, Group: group})
+		if err := j.freePorts(h.Name, r.Ports); err != nil {
+			return err
+		}
+		j.Containers = append(j.Containers, containerEntry{Name: r.Name, Host: h.Name, Group: group, Ports: r.Ports})
 		return nil
 	})
 	if err != nil {
@@ -141,7 +144,10 @@ func (s *supervisor) add(ctx context.Context, r message) (name string, address n
 		if address, err = c.state(); !address.IsValid() {
 			return false, err
 		}
-		err = n.use(func(sp *space) error { _, err := newTurns().probe(ctx, sp.net, address, r.Name); return err })
+		err = n.use(func(sp *space) error {
+			_, err := newTurns().probe(ctx, sp.net, netip.AddrPortFrom(address, HTTPPort), r.Name)
+			return err
+		})
 		return err == nil, err
 	})
 	return r.Name, address, err
@@ -245,6 +251,11 @@ func (s *supervisor) kill(name string) error {
 		return unix.Kill(os.Getpid(), unix.SIGKILL)
 	case roleKeeper:
 		return s.keeper.signal(unix.SIGKILL)
+	case outsideName:
+		if s.outside == nil {
+			return fault.NotFoundf("the lab has no outside: silk lab up --outside makes one with a new lab")
+		}
+		return s.outside.kill(name)
 	case roleController, rolePolicyServer:
 		if name == rolePolicyServer && !s.policed() {
 			break
@@ -376,6 +387,9 @@ func lookPath(name string, env []string) (string, error) {
 func (s *supervisor) inSpace(name string, fn func(*space) error) error {
 	if name == roleController || name == rolePolicyServer || name == controlName {
 		return s.control.use(fn)
+	}
+	if name == outsideName && s.outside != nil {
+		return s.outside.use(fn)
 	}
 	if n, err := s.node(name); err == nil {
 		return n.use(fn)

@@ -30,7 +30,8 @@ type Status struct {
 	Programs   []Program    `json:"programs"` // keeper, supervisor, controller, policy-server
 	Hosts      []Host       `json:"hosts"`
 	Containers []Container  `json:"containers"`
-	Paths      []Path       `json:"paths"` // every ordered pair of containers, by source, then destination
+	Paths      []Path       `json:"paths"`          // every ordered pair of containers, by source, then destination
+	Edge       []Path       `json:"edge,omitempty"` // with an outside: from each container to its addresses, then from it to mapped ports
 }
 
 // Program is a process of the lab. PID is its number outside of the lab, 0 while it does not run.
@@ -72,15 +73,17 @@ type Container struct {
 	Host      string     `json:"host"`
 	Address   netip.Addr `json:"address"`
 	Group     string     `json:"group,omitempty"` // policy group
+	Ports     []Port     `json:"ports,omitempty"` // of its host that lead to it
 	Leaving   bool       `json:"leaving,omitempty"`
 	Responder Program    `json:"responder"`
 	Error     string     `json:"error,omitempty"`
 }
 
-// Path says whether one container reached another by HTTP just now.
+// Path says whether one container reached another by HTTP just now. At the edge one end is the outside.
 type Path struct {
 	From  string        `json:"from"`
-	To    string        `json:"to"`
+	To    string        `json:"to"`            // at the edge, an address of the outside, or "10.0.0.11:9080:8080"
+	Via   string        `json:"via,omitempty"` // at the edge, the container behind a mapped port
 	OK    bool          `json:"ok"`
 	Deny  bool          `json:"deny,omitempty"` // it was refused as policy refuses
 	Time  time.Duration `json:"ns,omitempty"`   // from the request to the end of the answer
@@ -88,7 +91,7 @@ type Path struct {
 }
 
 // Whole reports whether every host has a lease, paths to all others and is ready, every container is attached and every one reaches every other, or,
-// with PolicyRequired, every host enforces policies and every path is open or denied.
+// with PolicyRequired, every host enforces policies and every path is open or denied. Mapped ports have to lead to their containers.
 func (s Status) Whole() bool {
 	for _, h := range s.Hosts {
 		if !h.Lease.IsValid() || h.Peers < len(s.Hosts)-1 || h.State != Ready || h.Error != "" || s.Policy == PolicyRequired && h.Enforcement != Ready {
@@ -97,6 +100,11 @@ func (s Status) Whole() bool {
 	}
 	for _, c := range s.Containers {
 		if !c.Address.IsValid() || c.Error != "" {
+			return false
+		}
+	}
+	for _, p := range s.Edge {
+		if !p.OK && (!p.Deny || p.Via != "") {
 			return false
 		}
 	}
@@ -120,6 +128,7 @@ func (s *supervisor) status(ctx context.Context) Status {
 	s.mu.Lock()
 	st.Name, st.Policy = s.j.Name, s.j.Policy
 	entries, containers := slices.Clone(s.j.Hosts), slices.Clone(s.j.Containers)
+	outside := s.j.Outside
 	s.mu.Unlock()
 	st.Programs = []Program{s.keeper.status(), {Name: roleSupervisor, PID: os.Getpid(), Starts: 1}, s.control.programStatus(roleController)}
 	if st.Policy == "" {
@@ -137,9 +146,15 @@ func (s *supervisor) status(ctx context.Context) Status {
 		st.Containers = append(st.Containers, s.containerStatus(c))
 	}
 	wg.Go(func() { st.Paths = s.measure(ctx, st.Containers) })
+	if outside {
+		st.Programs = append(st.Programs, s.outside.programStatus(outsideName))
+		wg.Go(func() { st.Edge = s.measureEdge(ctx, st.Containers) })
+	}
 	wg.Wait()
-	for i := range st.Paths {
-		st.Paths[i].Deny = st.Policy == PolicyRequired && strings.Contains(st.Paths[i].Error, refusal)
+	for _, paths := range [][]Path{st.Paths, st.Edge} {
+		for i := range paths {
+			paths[i].Deny = st.Policy == PolicyRequired && strings.Contains(paths[i].Error, refusal)
+		}
 	}
 	return st
 }
@@ -180,7 +195,7 @@ func (s *supervisor) hostStatus(ctx context.Context, h hostEntry) Host {
 }
 
 func (s *supervisor) containerStatus(e containerEntry) Container {
-	st := Container{Name: e.Name, Host: e.Host, Group: e.Group, Leaving: e.Leaving, Responder: Program{Name: e.Name + "/responder"}}
+	st := Container{Name: e.Name, Host: e.Host, Group: e.Group, Ports: e.Ports, Leaving: e.Leaving, Responder: Program{Name: e.Name + "/responder"}}
 	n, err := s.node(e.Host)
 	if err != nil {
 		return st

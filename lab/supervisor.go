@@ -23,6 +23,7 @@ type supervisor struct {
 
 	keeper  *program
 	control *node
+	outside *node           // nil: there is none
 	grow    func(hostEntry) // makes a host's node; mu is held
 
 	mu    sync.Mutex // guards journal and nodes; never held while anything is waited for
@@ -63,6 +64,10 @@ func Supervise(ctx context.Context, dir string, log *slog.Logger) error {
 	wg.Go(func() { s.keeper.run(ctx) })
 	s.control = newNode(s, controlName, 0)
 	wg.Go(func() { s.control.run(ctx) })
+	if j.Outside {
+		s.outside = newNode(s, outsideName, outsideIndex)
+		wg.Go(func() { s.outside.run(ctx) })
+	}
 	s.grow = func(h hostEntry) {
 		n := newNode(s, h.Name, h.Index)
 		s.nodes[h.Name] = n

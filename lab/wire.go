@@ -40,6 +40,7 @@ type message struct {
 	Name    string   `json:"name,omitempty"`    // of a host, container or program
 	Host    string   `json:"host,omitempty"`    // add: where; "-" for a new host
 	Group   string   `json:"group,omitempty"`   // add: policy group of the container
+	Ports   []Port   `json:"ports,omitempty"`   // add: of its host that lead to the container
 	Command []string `json:"command,omitempty"` // exec
 	Env     []string `json:"env,omitempty"`     // exec, beyond the lab's own
 	Signal  int      `json:"signal,omitempty"`  // a further line of exec
