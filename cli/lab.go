@@ -63,7 +63,7 @@ func labCommand() *cobra.Command {
 	c.AddCommand(
 		onLab(f, "rm NAME", "Remove a container, or a host with its containers", (*lab.Lab).Remove),
 		onLab(f, "kill PROGRAM|HOST", "Kill a program or cut a host's power; it comes back\n\n"+
-			"PROGRAM is controller, policy-server, supervisor, keeper, HOST/silk-daemon, HOST/vxlan-policy-agent, or CONTAINER for its responder.", (*lab.Lab).Kill),
+			"PROGRAM is controller, policy-server, outside, supervisor, keeper, HOST/silk-daemon, HOST/vxlan-policy-agent, or CONTAINER for its responder.", (*lab.Lab).Kill),
 		onLab(f, "partition HOST", "Cut a host off the underlay", (*lab.Lab).Partition),
 		onLab(f, "heal HOST", "Undo partition", (*lab.Lab).Heal),
 		&cobra.Command{Use: "down", Short: "Remove the lab and everything of it", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {

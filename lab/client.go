@@ -49,7 +49,7 @@ func (l *Lab) Remove(ctx context.Context, name string) error {
 	return err
 }
 
-// Kill ends, with SIGKILL, "controller", "policy-server", "supervisor", "keeper", "HOST/silk-daemon", "HOST/vxlan-policy-agent", a container's
+// Kill ends, with SIGKILL, "controller", "policy-server", "outside", "supervisor", "keeper", "HOST/silk-daemon", "HOST/vxlan-policy-agent", a container's
 // responder, or all of a host, its namespaces and its /run included, as a power cut would. Everything comes back.
 func (l *Lab) Kill(ctx context.Context, name string) error {
 	_, err := l.call(ctx, message{Op: opKill, Name: name})

@@ -277,7 +277,7 @@ func (s *supervisor) kill(name string) error {
 		}
 		return fault.Unavailablef("%s is not attached yet", host)
 	}
-	return fault.NotFoundf("%q is nothing that can be killed: expected controller, policy-server, supervisor, keeper, HOST, HOST/silk-daemon, HOST/vxlan-policy-agent or CONTAINER", name)
+	return fault.NotFoundf("%q is nothing that can be killed: expected controller, policy-server, outside, supervisor, keeper, HOST, HOST/silk-daemon, HOST/vxlan-policy-agent or CONTAINER", name)
 }
 
 // partition cuts a host off the underlay, or joins it again.
