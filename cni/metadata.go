@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"code.cloudfoundry.org/silk/endpoint"
+	"code.cloudfoundry.org/silk/internal/kernel"
 )
 
 // The wrapper's store (its configuration key datastore) tells loggers, and agents of earlier releases, which container has which address and
@@ -62,7 +63,7 @@ func (c *call) metadataUpdate(ctx context.Context, change func(map[string]json.R
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real
 	}
-	lock, err := lockStore(ctx, path+"_lock")
+	lock, err := kernel.LockPath(ctx, path+"_lock")
 	if err != nil {
 		return fmt.Errorf("lock: %w", err)
 	}

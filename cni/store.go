@@ -118,7 +118,7 @@ func (c *call) storeUpdate(ctx context.Context, change func(map[string]json.RawM
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real
 	}
-	f, err := lockStore(ctx, path)
+	f, err := kernel.LockPath(ctx, path)
 	if err != nil {
 		return fmt.Errorf("open store: %w", err)
 	}
@@ -161,39 +161,6 @@ func parseStore(b []byte) (map[string]json.RawMessage, error) {
 		entries = map[string]json.RawMessage{}
 	}
 	return entries, nil
-}
-
-// lockStore opens the store, made if it is missing, and takes its lock. The store is locked.
-func lockStore(ctx context.Context, path string) (*os.File, error) {
-	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-		if errors.Is(err, fs.ErrNotExist) {
-			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-				return nil, err
-			}
-			f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-		}
-		if err != nil {
-			return nil, err
-		}
-		if err := kernel.Flock(ctx, f); err != nil {
-			f.Close()
-			return nil, err
-		}
-		ours, err := f.Stat()
-		if err != nil {
-			f.Close()
-			return nil, err
-		}
-		now, err := os.Stat(path)
-		if err == nil && os.SameFile(ours, now) {
-			return f, nil
-		}
-		f.Close() // replaced while we waited
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-	}
 }
 
 // mendStore keeps the store that could not be understood and returns what the endpoint records say should be in it.

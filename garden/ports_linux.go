@@ -179,7 +179,7 @@ func (p *pool) update(ctx context.Context, change func(*portState) error) error 
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real
 	}
-	f, err := lockState(ctx, path)
+	f, err := kernel.LockPath(ctx, path)
 	if err != nil {
 		return fmt.Errorf("open state file: %w", err)
 	}
@@ -264,30 +264,6 @@ func (p *pool) rebuild(path string, was []byte, cause error) (portState, error) 
 	}
 	p.warn("state file %s: %v: made again from the records of %d containers%s", path, cause, len(recorded), kept)
 	return s, nil
-}
-
-// lockState opens the file, made if it is missing, and takes its lock.
-func lockState(ctx context.Context, path string) (*os.File, error) {
-	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-		if errors.Is(err, fs.ErrNotExist) {
-			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-				return nil, err
-			}
-			f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-		}
-		if err != nil {
-			return nil, err
-		}
-		if err := kernel.Flock(ctx, f); err != nil {
-			f.Close()
-			return nil, err
-		}
-		if same(f, path) {
-			return f, nil
-		}
-		f.Close() // replaced while we waited
-	}
 }
 
 // replaceState puts a new file in the place of f, which is locked, with its owner and mode.

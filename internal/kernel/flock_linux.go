@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 
 	"code.cloudfoundry.org/silk/fault"
 	"golang.org/x/sys/unix"
@@ -47,6 +50,40 @@ func Flock(ctx context.Context, f Locker) error {
 		return nil
 	case <-ctx.Done():
 		return fault.Unavailablef("lock %s: another process held it for too long: %w", f.Name(), ctx.Err())
+	}
+}
+
+// LockPath opens the file at path for reading and writing, made with mode 0600 (and its directory with 0700) if it is missing, and takes its lock as
+// Flock does. The lock is that of the file which is at path then: if it was replaced during the wait, that of its successor.
+func LockPath(ctx context.Context, path string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if errors.Is(err, fs.ErrNotExist) {
+			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+				return nil, err
+			}
+			f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := Flock(ctx, f); err != nil {
+			f.Close()
+			return nil, err
+		}
+		ours, err := f.Stat()
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		now, err := os.Stat(path)
+		if err == nil && os.SameFile(ours, now) {
+			return f, nil
+		}
+		f.Close() // replaced while we waited
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
 	}
 }
 
