@@ -40,8 +40,12 @@ func (n *networker) netIn(ctx context.Context) error {
 	}
 	defer c.lock.Close()
 	m := endpoint.PortMap{Protocol: "tcp", HostIP: ours(c.list).instance()}
-	if c.has(m, in) {
-		return n.print(netIn{in.HostPort, in.ContainerPort}) // the same again
+	if c.has(m, in) { // the same again: an attempt that was killed may have recorded it and no more
+		m.HostPort, m.ContainerPort = uint16(in.HostPort), uint16(in.ContainerPort)
+		if _, err := c.dir.AddPorts(ctx, c.record.Key, []endpoint.PortMap{m}); err != nil {
+			return err
+		}
+		return n.print(netIn{in.HostPort, in.ContainerPort})
 	}
 	pool := n.pool(c.list)
 	ports, added, err := pool.acquire(ctx, n.handle, []portRequest{portRequest(in.HostPort)}, false)
