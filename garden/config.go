@@ -130,8 +130,8 @@ func trusted(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	if owner := st.Sys().(*syscall.Stat_t).Uid; owner != 0 || st.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("%s has owner %d and mode %v: expected a file of the superuser that nobody else can write", f.Name(), owner, st.Mode().Perm())
+	if owner := st.Sys().(*syscall.Stat_t).Uid; owner != 0 || st.Mode()&^(fs.ModePerm&^0o022) != 0 {
+		return fmt.Errorf("%s has owner %d and mode %v: expected a file of the superuser that nobody else can write", f.Name(), owner, st.Mode())
 	}
 	return nil
 }

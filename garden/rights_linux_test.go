@@ -82,6 +82,11 @@ func TestSetuid(t *testing.T) {
 		os.Chown(c.path("adapter.json"), 0, 0)
 		os.Chmod(c.path("adapter.json"), 0o644)
 	}
+	cmd := exec.Command(program, "--configFile="+c.dir, "--action", "up", "--handle", "h")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	if a := c.finish(cmd); a.code != 1 || !strings.Contains(a.stderr, "expected a file of the superuser that nobody else can write") {
+		t.Errorf("what is no file: %+v", a)
+	}
 }
 
 // TestOptions: what the configuration says beyond the deployed one's.
