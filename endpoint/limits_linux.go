@@ -292,41 +292,60 @@ func (d *Dir) SetLimits(ctx context.Context, k Key, change func(Record) (Limits,
 	return r, r.limit(host)
 }
 
-// rewrite changes k's record and returns it, its file locked.
+// rewrite changes k's record and returns it, its file locked. While somebody else works on the endpoint, it waits without the directory's lock: others are
+// not to wait for the same.
 func (d *Dir) rewrite(ctx context.Context, k Key, change func(*Record) error) (*kernel.File, Record, error) {
-	g, err := d.lock(ctx) // who holds it may wait for a record, but nobody who holds a record waits for it
+	for {
+		f, r, busy, err := d.rewriteNow(ctx, k, change)
+		if busy.file == "" {
+			return f, r, err
+		}
+		h, err := d.hold(ctx, busy)
+		if err != nil {
+			return nil, Record{}, err
+		}
+		if h != nil {
+			h.release()
+		}
+	}
+}
+
+// rewriteNow is rewrite, but does not wait for the record: busy is the one that somebody else holds, and else has no file.
+func (d *Dir) rewriteNow(ctx context.Context, k Key, change func(*Record) error) (f *kernel.File, r Record, busy entry, err error) {
+	g, err := d.lock(ctx)
 	if err != nil {
-		return nil, Record{}, err
+		return nil, Record{}, busy, err
 	}
 	defer g.unlock()
 	list, err := d.sweep()
 	if err != nil {
-		return nil, Record{}, err
+		return nil, Record{}, busy, err
 	}
 	e, there := list.find(k)
 	if !there {
-		return nil, Record{}, fault.NotFoundf("no endpoint %v in %s", k, d.path)
+		return nil, Record{}, busy, fault.NotFoundf("no endpoint %v in %s", k, d.path)
 	}
-	h, err := d.hold(ctx, e)
-	if err != nil {
-		return nil, Record{}, err
-	}
-	if h == nil {
-		return nil, Record{}, fault.NotFoundf("endpoint %v went away", k)
+	h, free, err := d.tryHold(e)
+	switch {
+	case err != nil:
+		return nil, Record{}, busy, err
+	case !free:
+		return nil, Record{}, e, nil
+	case h == nil:
+		return nil, Record{}, busy, fault.NotFoundf("endpoint %v went away", k)
 	}
 	defer h.release()
 	if h.damaged != nil {
-		return nil, Record{}, h.damaged
+		return nil, Record{}, busy, h.damaged
 	}
-	r := h.record
+	r = h.record
 	if err := change(&r); err != nil {
-		return nil, Record{}, err
+		return nil, Record{}, busy, err
 	}
-	f, err := d.write(e.file, r)
-	if err != nil {
-		return nil, Record{}, fmt.Errorf("record endpoint %v: %w", k, err)
+	if f, err = d.write(e.file, r); err != nil {
+		return nil, Record{}, busy, fmt.Errorf("record endpoint %v: %w", k, err)
 	}
-	return f, r, nil
+	return f, r, busy, nil
 }
 
 // limitDifferences compares the kernel's queues with the record.

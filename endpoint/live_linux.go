@@ -41,10 +41,9 @@ func (d *Dir) AddPorts(ctx context.Context, k Key, maps []PortMap) (Record, erro
 	if err != nil {
 		return Record{}, err
 	}
+	// The connections that the container has stay: none of them began at a port that has been free until now, but those of UDP that are forgotten
+	// with each port map.
 	if err = d.edge(host, r); err == nil {
-		err = flush(r) // what went to the ports before went elsewhere
-	}
-	if err == nil {
 		h.Close()
 		return r, nil
 	}

@@ -3,15 +3,20 @@ package endpoint_test
 import (
 	"encoding/json"
 	"errors"
+	"net"
 	"net/netip"
+	"os/exec"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/testkit"
 )
 
 // TestPortsOfALiveEndpoint: port maps come and go one by one, and no two endpoints get the same.
@@ -87,6 +92,82 @@ func TestPortsOfALiveEndpoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	remove(tcp(8080))
+	h.clean()
+}
+
+// TestPortsOfALiveEndpointCutNothing: what is connected already stays known to the kernel, which translates it, when a port is added, or is added again.
+func TestPortsOfALiveEndpointCutNothing(t *testing.T) {
+	_, err := exec.LookPath("conntrack")
+	testkit.Require(t, "tools", err)
+	h, ns := newHost(t), newNS(t)
+	r := h.must(h.attach(h.spec("a", ns)))
+	maps := []endpoint.PortMap{{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}, {HostPort: 8081, ContainerPort: 80, Protocol: "udp"}}
+	var conn net.Conn
+	for _, list := range [][]endpoint.PortMap{maps[:1], maps, maps} {
+		if err := h.ns.Do(func() error { _, err := h.dir.AddPorts(t.Context(), key("a"), list); return err }); err != nil {
+			t.Fatal(err)
+		}
+		if conn == nil { // the first port map makes the kernel track connections
+			var l net.Listener
+			if err := h.ns.Do(func() (err error) { l, err = net.Listen("tcp4", endpoint.Gateway.String()+":0"); return err }); err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			if err := ns.Do(func() (err error) { conn, err = net.Dial("tcp4", l.Addr().String()); return err }); err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+		}
+		if text := h.sh("conntrack -L -p tcp -s " + r.Address().String() + " 2>/dev/null"); !strings.Contains(text, "ESTABLISHED") {
+			t.Errorf("with ports %v the container's connection is forgotten: %q", list, text)
+		}
+	}
+	if err := h.detach(key("a"), ns); err != nil {
+		t.Fatal(err)
+	}
+	h.clean()
+}
+
+// TestChangesWaitForTheirOwnEndpointOnly: while somebody works on an endpoint, whoever wants to change that one keeps nobody from attaching another.
+func TestChangesWaitForTheirOwnEndpointOnly(t *testing.T) {
+	h := newHost(t)
+	a, b := newNS(t), newNS(t)
+	working, end, done := make(chan struct{}), make(chan struct{}), make(chan error, 2)
+	finish := sync.OnceFunc(func() { close(end) })
+	late := time.AfterFunc(30*time.Second, func() { t.Error("another endpoint has to wait as well"); finish() })
+	defer late.Stop()
+	go func() {
+		done <- h.ns.Do(func() error {
+			_, err := h.dir.Attach(t.Context(), h.spec("a", a), func(endpoint.Record) error { close(working); <-end; return nil })
+			return err
+		})
+	}()
+	<-working
+	changing := make(chan struct{})
+	go func() {
+		done <- h.ns.Do(func() error {
+			close(changing)
+			_, err := h.dir.AddPorts(t.Context(), key("a"), []endpoint.PortMap{{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}})
+			return err
+		})
+	}()
+	<-changing
+	for range 20 { // the change gets to its wait somewhere among these
+		h.must(h.attach(h.spec("b", b)))
+		if err := h.detach(key("b"), b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	finish()
+	if err := errors.Join(<-done, <-done); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := h.dir.Lookup(key("a")); err != nil || len(r.PortMaps) != 1 {
+		t.Errorf("%v, %v", r.PortMaps, err)
+	}
+	if err := h.detach(key("a"), a); err != nil {
+		t.Fatal(err)
+	}
 	h.clean()
 }
 

@@ -38,33 +38,46 @@ func (d *Dir) forget(h *hold) error {
 
 // hold takes the lock on e's record; nil when the record went away meanwhile.
 func (d *Dir) hold(ctx context.Context, e entry) (*hold, error) {
+	h, _, err := d.holdBy(e, func(f *kernel.File) (bool, error) { return true, kernel.Flock(ctx, f) })
+	return h, err
+}
+
+// tryHold is hold, but does not wait: free is false when somebody else has the lock.
+func (d *Dir) tryHold(e entry) (h *hold, free bool, err error) {
+	return d.holdBy(e, func(f *kernel.File) (bool, error) { return kernel.TryFlock(f) })
+}
+
+func (d *Dir) holdBy(e entry, lock func(*kernel.File) (bool, error)) (h *hold, locked bool, err error) {
 	f, err := kernel.OpenFile(filepath.Join(d.path, e.file), os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, nil
+		return nil, true, nil
 	case errors.Is(err, unix.ELOOP): // we make no links, and one that leads nowhere would never go away
-		return nil, os.Remove(filepath.Join(d.path, e.file))
+		return nil, true, os.Remove(filepath.Join(d.path, e.file))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("lock endpoint %v: %w", e.key, err)
+		return nil, true, fmt.Errorf("lock endpoint %v: %w", e.key, err)
 	}
-	if err := kernel.Flock(ctx, f); err != nil {
+	if locked, err = lock(f); err != nil || !locked {
 		f.Close()
-		return nil, fmt.Errorf("lock endpoint %v: %w", e.key, err)
+		if err != nil {
+			err = fmt.Errorf("lock endpoint %v: %w", e.key, err)
+		}
+		return nil, locked, err
 	}
 	if same, err := f.Is(filepath.Join(d.path, e.file)); !same {
 		f.Close()
 		if err != nil {
 			err = fmt.Errorf("lock endpoint %v: %w", e.key, err)
 		}
-		return nil, err
+		return nil, true, err
 	}
-	h := &hold{entry: e, f: f}
+	h = &hold{entry: e, f: f}
 	h.record, h.damaged = decode(f, e)
 	if h.damaged != nil {
 		h.record = recordOf(e)
 	}
-	return h, nil
+	return h, true, nil
 }
 
 // recordOf returns what the name of a file tells about a record.
