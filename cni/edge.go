@@ -71,6 +71,9 @@ func (c *config) portMaps() ([]endpoint.PortMap, error) {
 		if !slices.Contains(out, p) {
 			out = append(out, p)
 		}
+		if len(out) > endpoint.MaxPorts { // to look through them again and again takes the square of their number
+			return nil, fault.Invalidf("runtimeConfig.portMappings: expected at most %d", endpoint.MaxPorts)
+		}
 	}
 	return out, nil
 }

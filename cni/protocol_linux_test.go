@@ -87,6 +87,7 @@ func TestRefusals(t *testing.T) {
 		{"port mapping of icmp", "ADD", h.config("runtimeConfig", map[string]any{"portMappings": []any{map[string]any{"hostPort": 80, "containerPort": 80, "protocol": "icmp"}}}), env(), 7, `protocol "icmp": expected tcp, udp or sctp`},
 		{"egress rules", "ADD", h.config("runtimeConfig", map[string]any{"netOutRules": []int{1}}), env(), 7, "runtimeConfig.netOutRules: is no JSON list of objects"},
 		{"bandwidth", "ADD", h.config("runtimeConfig", map[string]any{"bandwidth": map[string]int{"ingressRate": 8000000, "ingressBurst": 8000}}), env(), 7, "ingress burst of 8000 bits is too small for 8000000 bit/s and frames of 1464 bytes: expected at least 11712"},
+		{"too many port mappings", "ADD", h.config("runtimeConfig", map[string]any{"portMappings": manyPorts()}), env(), 7, "portMappings: expected at most 1024"},
 		{"port of the overlay", "ADD", h.config("runtimeConfig", map[string]any{"portMappings": []any{map[string]any{"hostPort": 80, "containerPort": 80, "hostIP": "10.255.30.0"}}}), env(), 7, "is one of the overlay's"},
 		{"status with a rate without burst", "STATUS", h.config("rate", 100000), env(), 50, "expected at least 102400"},
 		{"rate without burst", "ADD", h.config("rate", 100000), env(), 7, "expected at least 102400"},
@@ -236,4 +237,12 @@ func TestGroups(t *testing.T) {
 			t.Errorf("%s %s: group %q, want %q (%v)", tt.config, tt.args, r.Group, tt.want, err)
 		}
 	}
+}
+
+// manyPorts maps more ports than a container may have.
+func manyPorts() (list []any) {
+	for p := range 1025 {
+		list = append(list, map[string]any{"hostPort": p + 1, "containerPort": 1})
+	}
+	return list
 }

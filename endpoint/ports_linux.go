@@ -131,13 +131,13 @@ func (m PortMap) overlaps(o PortMap) bool {
 	return m.Protocol == o.Protocol && m.HostPort == o.HostPort && (m.HostIP == o.HostIP || !m.HostIP.IsValid() || !o.HostIP.IsValid())
 }
 
-// maxPorts bounds the port maps of one endpoint.
-const maxPorts = 1024
+// MaxPorts bounds the port maps of one endpoint.
+const MaxPorts = 1024
 
 // validPorts judges port maps of a host whose containers' subnet is local, zero when that does not matter.
 func validPorts(maps []PortMap, local netip.Prefix) error {
-	if len(maps) > maxPorts {
-		return fault.Invalidf("%d port maps: expected at most %d", len(maps), maxPorts)
+	if len(maps) > MaxPorts {
+		return fault.Invalidf("%d port maps: expected at most %d", len(maps), MaxPorts)
 	}
 	for i, m := range maps {
 		_, known := nat.Protocol(m.Protocol)
