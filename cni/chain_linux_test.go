@@ -163,13 +163,24 @@ func serveOnce(t testing.TB, ns *kernel.NS, addr string, answer func(net.Conn)) 
 // fetch reads all that a server says.
 func fetch(ns *kernel.NS, addr string) (string, error) {
 	var c net.Conn
-	if err := ns.Do(func() (err error) { c, err = net.DialTimeout("tcp4", addr, 3*time.Second); return err }); err != nil {
+	if err := ns.Do(func() (err error) { c, err = net.DialTimeout("tcp4", addr, 20*time.Second); return err }); err != nil {
 		return "", err
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(60 * time.Second))
 	b, err := io.ReadAll(c)
 	return string(b), err
+}
+
+// dials connects, and closes the connection.
+func dials(ns *kernel.NS, addr string, patience time.Duration) error {
+	return ns.Do(func() error {
+		c, err := net.DialTimeout("tcp4", addr, patience)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	})
 }
 
 // reaches lets one namespace fetch a word from another.
@@ -261,7 +272,7 @@ var links = []struct {
 			}
 			other := h.container("beside-" + c.id) // which the firewall plugin was not told of
 			h.add(other)
-			if err := reaches(t, other.ns, outside, "192.0.2.2:9001", "192.0.2.2:9001"); err == nil {
+			if err := dials(other.ns, "192.0.2.2:9001", time.Second); !os.IsTimeout(err) { // who comes through is refused
 				t.Error("a container that the firewall does not know reaches the outside: the test does not tell anything")
 			}
 			h.del(other)
@@ -282,11 +293,11 @@ func (h *host) tool(name string, args ...string) string {
 // send connects and writes.
 func send(ns *kernel.NS, addr string, body []byte) error {
 	var c net.Conn
-	if err := ns.Do(func() (err error) { c, err = net.DialTimeout("tcp4", addr, 3*time.Second); return err }); err != nil {
+	if err := ns.Do(func() (err error) { c, err = net.DialTimeout("tcp4", addr, 20*time.Second); return err }); err != nil {
 		return err
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(60 * time.Second))
 	_, err := c.Write(body)
 	return err
 }
