@@ -1,6 +1,7 @@
 package policyagent
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -34,9 +35,9 @@ func (c container) group() identity.Group {
 	return c.endpoints[0].Group
 }
 
-// same reports whether two containers are one, with one identity: a key and an address alone may be given again.
+// same reports whether two containers are one, with one identity and the same to reach: a key, an address and the number of a namespace may be given again.
 func (c container) same(o container) bool {
-	return c.key == o.key && c.namespace == o.namespace && slices.EqualFunc(c.endpoints, o.endpoints, func(a, b firewall.Endpoint) bool {
+	return c.key == o.key && c.namespace == o.namespace && bytes.Equal(c.metadata, o.metadata) && bytes.Equal(c.netOut, o.netOut) && slices.EqualFunc(c.endpoints, o.endpoints, func(a, b firewall.Endpoint) bool {
 		return a.Device == b.Device && a.Address == b.Address && a.Group == b.Group
 	})
 }

@@ -183,7 +183,7 @@ func (a *agent) awaitContainer(ctx context.Context, k endpoint.Key) error {
 // is reports whether a container is what a record says.
 func (c container) is(r endpoint.Record) bool {
 	return len(c.endpoints) == len(r.Addresses) && len(c.endpoints) > 0 && c.endpoints[0].Address == r.Address() && string(c.endpoints[0].Group) == r.Group &&
-		bytes.Equal(c.netOut, r.NetOut)
+		bytes.Equal(c.netOut, r.NetOut) && bytes.Equal(c.metadata, r.Metadata) // which say what it reaches outside
 }
 
 // moment is when somebody asked: the pass that begins after it, and how many attempts to hear had failed, of policies and of security groups.

@@ -39,11 +39,17 @@ const (
 
 // update takes in an answer and reports whether what is enforced changes.
 func (g *groups) update(u secgroup.Update, ask secgroup.Ask, now time.Time) (changed bool, err error) {
+	held := g.held.Absent()
 	was, had := g.held.Keep(now), g.held.State()
+	expired := g.held.Absent() != held // by time: no list below shows it, and no later Keep
 	if err := g.held.Update(u, ask, now); err != nil {
-		return false, err
+		if expired { // the next pass is told, whatever becomes of the answer
+			g.version++
+			g.dirty = true
+		}
+		return expired, err
 	}
-	changed = !g.known || !slices.EqualFunc(was, g.held.Keep(now), secgroup.Record.Equal)
+	changed = expired || !g.known || !slices.EqualFunc(was, g.held.Keep(now), secgroup.Record.Equal)
 	asked := !slices.Equal(had.Spaces, ask.Spaces) || !slices.Equal(had.Members, ask.Members)
 	g.dirty = g.dirty || changed || asked
 	g.news = changed || asked || u.Revision != had.Revision

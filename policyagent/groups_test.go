@@ -41,6 +41,41 @@ func TestHeldGroupsGoInTime(t *testing.T) {
 	}
 }
 
+// TestAnAnswerDoesNotHideThatGroupsWentInTime: whichever comes first when the time of held groups is over, a pass or an answer, what is enforced changes.
+func TestAnAnswerDoesNotHideThatGroupsWentInTime(t *testing.T) {
+	now := time.Now()
+	answer := func(epoch, name string, full bool) secgroup.Update {
+		list := []secgroup.Record{{GUID: name, Name: name, Rules: "[]", RunningDefault: true}}
+		u := secgroup.Update{Revision: revision.Revision{Epoch: epoch, Counter: 1}, Full: full, Count: 1, Sum: secgroup.Sum(list)}
+		if full {
+			u.Groups = list
+		}
+		return u
+	}
+	bad := answer("f", "b", true)
+	bad.Sum++
+	for name, last := range map[string]secgroup.Update{"nothing is new": answer("f", "b", false), "the same list": answer("f", "b", true), "a list that does not add up": bad} {
+		g := groups{held: secgroup.NewHeld(watchWait)}
+		for _, u := range []secgroup.Update{answer("e", "a", true), answer("f", "b", true)} {
+			if _, err := g.update(u, secgroup.Ask{Spaces: []string{"s"}}, now); err != nil {
+				t.Fatal(err)
+			}
+		}
+		version := g.version
+		if list, _ := g.keep(now); len(list) != 2 {
+			t.Fatalf("%s: %v", name, list)
+		}
+		g.dirty = false
+		later := now.Add(time.Hour)
+		if changed, _ := g.update(last, secgroup.Ask{Spaces: []string{"s"}}, later); !changed || g.version == version || !g.dirty {
+			t.Errorf("%s: changed %v, version %d, before %d, to be stored %v", name, changed, g.version, version, g.dirty)
+		}
+		if list, _ := g.keep(later); len(list) != 1 {
+			t.Errorf("%s: %v", name, list)
+		}
+	}
+}
+
 func TestSavedSecurityGroups(t *testing.T) {
 	s := state{dir: t.TempDir()}
 	if h, err := s.loadGroups(); h != nil || err != nil {
