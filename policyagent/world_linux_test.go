@@ -140,7 +140,7 @@ func (w *world) start(feed policy.Feed, change ...func(*Config)) *running {
 		a.close()
 	}}
 	w.t.Cleanup(r.stop)
-	eventually(w.t, "the agent listens", 10*time.Second, func() bool {
+	eventually(w.t, "the agent listens", 30*time.Second, func() bool {
 		c, err := net.Dial("tcp4", a.cfg.debugAddress())
 		if err == nil {
 			c.Close()
@@ -272,7 +272,7 @@ func (m *member) reaches(to *member, port int) bool {
 }
 
 func echoes(c net.Conn) bool {
-	c.SetDeadline(time.Now().Add(time.Second))
+	c.SetDeadline(time.Now().Add(3 * time.Second))
 	if _, err := c.Write([]byte("x")); err != nil {
 		return false
 	}
@@ -312,7 +312,7 @@ func (w *world) forbid(r *running, ps ...policy.Policy) {
 
 func (r *running) inForceAt(counter uint64) {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(r.t.Context(), 20*time.Second)
 	defer cancel()
 	if !r.await(ctx, func() bool { return r.now.inForce.Counter >= counter }) {
 		r.t.Fatalf("revision %d is not in force", counter)
