@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -203,7 +204,7 @@ func tellASG(out io.Writer, form string, k secgroup.Kept) error {
 		b.WriteByte('\n')
 	}
 	for _, p := range w.Problems {
-		fmt.Fprintf(&b, "  left out: %s\n", p)
+		fmt.Fprintf(&b, "  left out: %s\n", strings.Map(oneLine, fmt.Sprint(p)))
 	}
 	_, err := io.WriteString(out, b.String())
 	return err
@@ -211,7 +212,7 @@ func tellASG(out io.Writer, form string, k secgroup.Kept) error {
 
 // oneLine keeps what others wrote from moving the cursor.
 func oneLine(r rune) rune {
-	if r < ' ' || r == 0x7f {
+	if !strconv.IsPrint(r) { // also those of C1, and what turns the direction of writing
 		return ' '
 	}
 	return r

@@ -18,10 +18,10 @@ func TestSecurityGroupsAreMadeBoundAndRemoved(t *testing.T) {
 	wantText(t, silk(t, 0, "asg", "create", "public", "--allow", "tcp 10.0.0.0/8,10.1.0.1-10.1.0.9 443,8000-8100 log", "--allow", "icmp 0.0.0.0/0"),
 		"public (", "\n  tcp 10.0.0.0/8,10.1.0.1-10.1.0.9 443,8000-8100 log\n  icmp 0.0.0.0/0\n")
 	file := filepath.Join(t.TempDir(), "rules.json")
-	if err := os.WriteFile(file, []byte(`[{"protocol":"udp","destination":"10.0.0.2","ports":"53","description":"dns\u001b[2J"}]`), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(`[{"protocol":"udp","destination":"10.0.0.2","ports":"53","description":"dns\u001b[2J\u009b2J\u202e"}]`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	wantText(t, silk(t, 0, "asg", "create", "dns", "--rules", file), "udp 10.0.0.2 53  # dns [2J")
+	wantText(t, silk(t, 0, "asg", "create", "dns", "--rules", file), "udp 10.0.0.2 53  # dns [2J 2J")
 	wantText(t, silk(t, 0, "asg", "bind", "dns", "--global", "--lifecycle", "both"), "for all containers: running\nfor all containers: staging\n")
 	wantText(t, silk(t, 0, "asg", "bind", "public", "--space", "s1,s2", "--group", "web"), "for spaces: running: s1, s2\nfor policy group: web\n")
 	list := silk(t, 0, "asg", "list")

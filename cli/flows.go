@@ -209,7 +209,7 @@ func (f *flowsFlags) stream(c *cobra.Command, q url.Values, show func(io.Writer,
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-		err := fmt.Errorf("vxlan-policy-agent: http status %d: %s", resp.StatusCode, strings.TrimSpace(string(b)))
+		err := fmt.Errorf("vxlan-policy-agent: http status %d: %s", resp.StatusCode, printable(strings.TrimSpace(string(b))))
 		if resp.StatusCode == http.StatusBadRequest || resp.StatusCode == http.StatusNotFound {
 			return 0, fault.New(fault.Invalid, err)
 		}
@@ -316,7 +316,7 @@ func tableFlow(w io.Writer, line []byte) error {
 	case x.Seconds != nil:
 		reason += fmt.Sprintf("; %v, %s sent, %s received", time.Duration(*x.Seconds*float64(time.Second)).Round(time.Millisecond), size(x.Sent.Bytes), size(x.Received.Bytes))
 	}
-	_, err := fmt.Fprintf(w, flowColumns, x.Time.Local().Format("15:04:05.000000"), x.Event, strings.ToLower(p.Protocol),
+	_, err := fmt.Fprintf(w, flowColumns, x.Time.Local().Format("15:04:05.000000"), printable(x.Event), printable(strings.ToLower(p.Protocol)),
 		x.From.name(p.Source, p.FromPort), x.To.name(p.To, p.Port), reason)
 	return err
 }
