@@ -30,7 +30,7 @@ func (c *call) awaitPolicy(dir *endpoint.Dir, r endpoint.Record) error {
 		return &failure{code: codeTryAgain, msg: "rules of the address are not known", err: errors.Join(lerr, err), hint: "start vxlan-policy-agent"}
 	}
 	for _, i := range known {
-		if i.Address == r.Address() && (i.Namespace != r.Namespace || i.Group != r.Group) {
+		if i.Address == r.Address() && !i.Is(r) {
 			return &failure{code: codeTryAgain, msg: "address still has the rules of another container", hint: "start vxlan-policy-agent, or try again with another address",
 				err: fmt.Errorf("%v is known as one of group %q: %w", r.Address(), i.Group, err)}
 		}

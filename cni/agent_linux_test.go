@@ -94,7 +94,8 @@ func TestAddFailsOnAnAddressWithAnothersRules(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := netip.MustParseAddr("10.255.30.2")
-	for _, other := range []endpoint.Identity{{Address: first, Namespace: kernel.NSID{Dev: 1, Ino: 2}, Group: "silk"}, {Address: first, Namespace: id, Group: "another"}} {
+	for _, other := range []endpoint.Identity{{Address: first, Namespace: kernel.NSID{Dev: 1, Ino: 2}, Group: "silk"}, {Address: first, Namespace: id, Group: "another"},
+		{Address: first, Namespace: id, Group: "silk", Says: endpoint.Says([]byte(`{"space_id":"s1"}`), nil)}} {
 		if err := dir.SetIdentities([]endpoint.Identity{other}); err != nil {
 			t.Fatal(err)
 		}
@@ -106,11 +107,22 @@ func TestAddFailsOnAnAddressWithAnothersRules(t *testing.T) {
 			t.Errorf("%+v: left behind %v %v %v", other, records, bad, err)
 		}
 	}
-	own := endpoint.Identity{Address: first, Namespace: id, Group: "silk"}
+	own := endpoint.Identity{Address: first, Namespace: id, Group: "silk"} // as an earlier version lists it
 	if err := dir.SetIdentities([]endpoint.Identity{own}); err != nil {
 		t.Fatal(err)
 	}
 	if a := h.run("ADD", h.config(required...), c.env("CNI_ARGS", "IP=10.255.30.2")); a.code != 0 {
 		t.Errorf("its own rules: %+v, want success", a)
+	}
+	records, _, err := dir.List()
+	if err != nil || len(records) != 1 {
+		t.Fatal(records, err)
+	}
+	own.Says = endpoint.Says(records[0].Metadata, records[0].NetOut) // as the agent lists it
+	if err := dir.SetIdentities([]endpoint.Identity{own}); err != nil {
+		t.Fatal(err)
+	}
+	if a := h.run("ADD", h.config(required...), c.env("CNI_ARGS", "IP=10.255.30.2")); a.code != 0 {
+		t.Errorf("its own rules, once more: %+v, want success", a)
 	}
 }

@@ -19,8 +19,8 @@ func TestIdentitiesAreKept(t *testing.T) {
 	if got, err := d.Identities(); err != nil || got != nil {
 		t.Errorf("without a list: %v, %v", got, err)
 	}
-	other := Identity{two, kernel.NSID{}, "x"}
-	was, is := Identity{one, kernel.NSID{Dev: 4, Ino: 7}, "a \"b\"\nc"}, Identity{one, kernel.NSID{Dev: 4, Ino: 8}, ""}
+	other := Identity{two, kernel.NSID{}, "x", Says([]byte(`{"a":1}`), nil)}
+	was, is := Identity{one, kernel.NSID{Dev: 4, Ino: 7}, "a \"b\"\nc", Says(nil, []byte(`[]`))}, Identity{one, kernel.NSID{Dev: 4, Ino: 8}, "", ""}
 	if err := d.SetIdentities([]Identity{other, was, is}); err != nil {
 		t.Fatal(err)
 	}
@@ -30,17 +30,20 @@ func TestIdentitiesAreKept(t *testing.T) {
 	if records, bad, err := d.List(); err != nil || len(records)+len(bad) > 0 {
 		t.Errorf("the list counts as records: %v, %v, %v", records, bad, err)
 	}
-	if err := os.WriteFile(filepath.Join(d.Path(), identityFile), []byte("10.255.1.1 4:7\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := d.Identities(); err == nil {
-		t.Errorf("half a line was read as %v", got)
+	for _, line := range []string{"10.255.1.1 4:7\n", "10.255.1.1 4:7 \"a\"b\n", "10.255.1.1 4:7 \"a\" 0123\n", "10.255.1.1 4:7 \"a\" \n", "10.255.1.1 4:7 \"a\"0123456789abcdef\n"} {
+		if err := os.WriteFile(filepath.Join(d.Path(), identityFile), []byte(line), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := d.Identities(); err == nil {
+			t.Errorf("%q was read as %v", line, got)
+		}
 	}
 }
 
 func FuzzIdentities(f *testing.F) {
 	f.Add("10.255.1.1 4:7 \"a\"\n10.255.1.2 0:0 \"\"\n")
 	f.Add("10.255.1.1")
+	f.Add("10.255.1.1 4:7 \"a b\" 0123456789abcdef\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		list, err := parseIdentities(text)
 		if err != nil {

@@ -45,8 +45,9 @@ func (c container) same(o container) bool {
 // identities returns as whom the kernel is to know its addresses.
 func (c container) identities() []endpoint.Identity {
 	var out []endpoint.Identity
+	says := endpoint.Says(c.metadata, c.netOut)
 	for _, e := range c.endpoints {
-		out = append(out, endpoint.Identity{Address: e.Address, Namespace: c.namespace, Group: string(e.Group)})
+		out = append(out, endpoint.Identity{Address: e.Address, Namespace: c.namespace, Group: string(e.Group), Says: says})
 	}
 	return out
 }

@@ -3,11 +3,14 @@ package policyagent
 import (
 	"context"
 	"encoding/json"
+	"net/netip"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"code.cloudfoundry.org/silk/endpoint"
+	"code.cloudfoundry.org/silk/firewall"
 	"code.cloudfoundry.org/silk/internal/reconcile"
 	"code.cloudfoundry.org/silk/secgroup"
 )
@@ -90,4 +93,23 @@ func TestServersThatContradictEachOtherAreAskedInMeasure(t *testing.T) {
 			t.Errorf("%d questions in 10 s", n)
 		}
 	})
+}
+
+// TestAContainerIsWhatItReachesToo: who is attached again with other metadata or rules under the same key is not the one whose rules are there.
+func TestAContainerIsWhatItReachesToo(t *testing.T) {
+	r := endpoint.Record{Key: endpoint.Key{Network: "silk", Container: "c1", Interface: "eth0"}, Group: "web", Device: "s-010255030002",
+		Addresses: []netip.Prefix{netip.MustParsePrefix("10.255.30.2/32")}, Metadata: json.RawMessage(`{"space_id":"s1"}`), NetOut: json.RawMessage(`[]`)}
+	of := func(metadata, netOut string) container {
+		return container{key: r.Key, metadata: json.RawMessage(metadata), netOut: json.RawMessage(netOut),
+			endpoints: []firewall.Endpoint{{Device: r.Device, Address: r.Address(), Group: "web"}}}
+	}
+	it := of(`{"space_id":"s1"}`, `[]`)
+	if !it.is(r) || !it.same(of(`{"space_id":"s1"}`, `[]`)) || !it.identities()[0].Is(r) {
+		t.Error("it is not itself")
+	}
+	for _, o := range []container{of(`{"space_id":"s2"}`, `[]`), of(`{"space_id":"s1"}`, ``), of(``, `[]`)} {
+		if o.is(r) || o.same(it) || o.identities()[0].Is(r) {
+			t.Errorf("%s %s is taken for another", o.metadata, o.netOut)
+		}
+	}
 }
