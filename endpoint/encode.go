@@ -30,7 +30,7 @@ func encode(r Record) ([]byte, error) {
 // plain is encode for a record that is plain JSON; false when it is not. The first use of encoding/json costs more than all that
 // is done with a record's file.
 func (r Record) plain() ([]byte, bool) {
-	if r.MTU < 0 || !r.Subnet.IsValid() || !r.Subnet.Addr().Is4() || len(r.Addresses) == 0 {
+	if r.MTU < 0 || !r.Subnet.IsValid() || !r.Subnet.Addr().Is4() || len(r.Addresses) == 0 || r.Advertise != nil || len(r.TLS) > 0 {
 		return nil, false
 	}
 	var w plainjson.Writer

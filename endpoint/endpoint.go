@@ -47,6 +47,9 @@ type Record struct {
 	NetOut   json.RawMessage `json:"net_out,omitempty"` // Garden's list of rules as the runtime gave it; absent: it gave none, which is not an empty list
 	Limits   *Limits         `json:"limits,omitempty"`
 
+	Advertise *Advertisement `json:"advertise,omitempty"` // names that the host's silk-dns registers for it
+	TLS       []TLSListener  `json:"tls,omitempty"`       // ports on which the host's silk-tls ends TLS for it
+
 	Device       string   `json:"device"` // the host's end
 	HostMAC      mac.Addr `json:"host_mac"`
 	ContainerMAC mac.Addr `json:"container_mac"`
@@ -75,4 +78,19 @@ func (r Record) Address() netip.Addr {
 		return netip.Addr{}
 	}
 	return r.Addresses[0].Addr()
+}
+
+// Advertisement is by which names a container wants to be found.
+type Advertisement struct {
+	Names []string `json:"names"`           // domain names, each in full
+	Port  uint16   `json:"port,omitempty"`  // where it listens, for SRV answers; 0: not said
+	Index *int     `json:"index,omitempty"` // of the instance, for "<index>.<name>"; nil: none
+}
+
+// TLSListener is a port of a container at which TLS ends: connections to Listen reach Forward in clear.
+type TLSListener struct {
+	Listen     uint16   `json:"listen"`
+	Forward    uint16   `json:"forward"`
+	ALPN       []string `json:"alpn,omitempty"`        // protocols offered, best first; none: no negotiation
+	ClientAuth bool     `json:"client_auth,omitempty"` // clients must prove who they are
 }
