@@ -263,10 +263,8 @@ func (r *reaches) list(kind, what string, of []secgroup.Group, rules []secgroup.
 // that cannot be read it is nothing.
 func (r *reaches) own(netOut json.RawMessage, l labels) fixed {
 	deny := r.deny[phase(l.workload)]
-	if len(netOut) == 0 {
-		if len(deny.Spans()) == 0 {
-			return fixed{}
-		}
+	if len(netOut) == 0 && len(deny.Spans()) == 0 {
+		return fixed{}
 	}
 	key := phase(l.workload) + " " + string(netOut)
 	f, ok := r.static[key]

@@ -137,7 +137,7 @@ func (a *agent) forceCycle(ctx context.Context) error {
 func (a *agent) inForce(groups []identity.Group, want *uint64) bool {
 	for _, g := range groups {
 		if g.Validate() == nil && !a.held.Knows(g) {
-			a.nudge()
+			nudge(a.nudged)
 			return false
 		}
 	}

@@ -107,7 +107,7 @@ func (a *agent) groupsKnown(c container) bool {
 	if !a.dynamic() || a.groups.covers(c) {
 		return true
 	}
-	a.nudgeGroups()
+	nudge(a.groups.nudged)
 	return false
 }
 
@@ -144,7 +144,7 @@ func (a *agent) hearingGroups(ctx context.Context) error {
 		default:
 			failures, pause = 0, hearGap-time.Since(asked)
 		}
-		a.restGroups(ctx, pause, stale)
+		rest(ctx, pause, stale, a.groups.nudged)
 	}
 }
 
@@ -157,19 +157,7 @@ func (a *agent) heardNews() bool {
 
 // hearGroups asks until there is an answer or the question is stale, and takes it in.
 func (a *agent) hearGroups(ctx context.Context, ask secgroup.Ask, stale <-chan struct{}) error {
-	asking, cancel := context.WithCancel(ctx)
-	stop := make(chan struct{})
-	go func() {
-		defer close(stop)
-		select {
-		case <-stale:
-			cancel()
-		case <-asking.Done():
-		}
-	}()
-	u, err := a.groupFeed.Watch(asking, ask)
-	cancel()
-	<-stop
+	u, err := whileFresh(ctx, a.groupFeed.Watch, ask, stale)
 	if err != nil {
 		return err
 	}
@@ -180,13 +168,8 @@ func (a *agent) hearGroups(ctx context.Context, ask secgroup.Ask, stale <-chan s
 		return err
 	}
 	if changed {
-		a.version++
-		a.now.changedLast = time.Now()
-		if a.now.changedAt.IsZero() {
-			a.now.changedAt = a.now.changedLast
-		}
+		a.noteChange()
 		a.log.Debug("security groups changed", "revision", u.Revision, "groups", u.Count, "held", a.groups.held.Absent())
-		a.enforcement.Kick()
 	}
 	if a.groups.dirty {
 		a.save.Kick()
@@ -202,29 +185,6 @@ func (a *agent) noteGroups(err error) {
 		a.groups.fails++
 	}
 	a.wake()
-}
-
-// restGroups waits for the pause, or until there is another question.
-func (a *agent) restGroups(ctx context.Context, pause time.Duration, stale <-chan struct{}) {
-	if pause <= 0 {
-		return
-	}
-	t := time.NewTimer(pause)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	case <-stale:
-	case <-a.groups.nudged:
-	}
-}
-
-// nudgeGroups ends a pause: somebody waits for an answer.
-func (a *agent) nudgeGroups() {
-	select {
-	case a.groups.nudged <- struct{}{}:
-	default:
-	}
 }
 
 // unheardGroups says why security groups are not known.

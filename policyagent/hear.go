@@ -91,7 +91,7 @@ func (a *agent) hearing(ctx context.Context) error {
 		default:
 		}
 		asked := time.Now()
-		u, err := a.watch(ctx, q, stale)
+		u, err := whileFresh(ctx, a.feed.Watch, q, stale)
 		if partial, is := errors.AsType[*policyhttp.Partial](err); is {
 			a.log.Warn("some policies cannot be used", "error", partial)
 			err = nil
@@ -99,7 +99,7 @@ func (a *agent) hearing(ctx context.Context) error {
 		if err == nil {
 			if err = a.adopt(u, q.Groups); errors.Is(err, fault.Unavailable) { // one of several servers, which will soon have more to say
 				a.log.Debug("answer not used", "error", err)
-				a.rest(ctx, lagPause, stale)
+				rest(ctx, lagPause, stale, a.nudged)
 				continue
 			}
 		} else if closed(stale) && ctx.Err() == nil {
@@ -122,16 +122,15 @@ func (a *agent) hearing(ctx context.Context) error {
 			failures = 0
 			pause = hearGap - time.Since(asked)
 		}
-		a.rest(ctx, pause, stale)
+		rest(ctx, pause, stale, a.nudged)
 	}
 }
 
-// watch asks until there is an answer or the question is stale.
-func (a *agent) watch(ctx context.Context, q policy.Ask, stale <-chan struct{}) (policy.Update, error) {
+// whileFresh asks until there is an answer or the question is stale.
+func whileFresh[Q, U any](ctx context.Context, ask func(context.Context, Q) (U, error), q Q, stale <-chan struct{}) (U, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	done := make(chan struct{})
-	defer func() { <-done }()
+	defer func() { cancel(); <-done }()
 	go func() {
 		defer close(done)
 		select {
@@ -140,13 +139,11 @@ func (a *agent) watch(ctx context.Context, q policy.Ask, stale <-chan struct{}) 
 		case <-ctx.Done():
 		}
 	}()
-	u, err := a.feed.Watch(ctx, q)
-	cancel()
-	return u, err
+	return ask(ctx, q)
 }
 
-// rest waits for the pause, or until there is another question.
-func (a *agent) rest(ctx context.Context, pause time.Duration, stale <-chan struct{}) {
+// rest waits for the pause, or until there is another question or somebody nudges.
+func rest(ctx context.Context, pause time.Duration, stale, nudged <-chan struct{}) {
 	if pause <= 0 {
 		return
 	}
@@ -156,14 +153,14 @@ func (a *agent) rest(ctx context.Context, pause time.Duration, stale <-chan stru
 	case <-ctx.Done():
 	case <-t.C:
 	case <-stale:
-	case <-a.nudged:
+	case <-nudged:
 	}
 }
 
 // nudge ends a pause: somebody waits for an answer.
-func (a *agent) nudge() {
+func nudge(nudged chan<- struct{}) {
 	select {
-	case a.nudged <- struct{}{}:
+	case nudged <- struct{}{}:
 	default:
 	}
 }
@@ -193,15 +190,20 @@ func (a *agent) adopt(u policy.Update, groups []identity.Group) error {
 		}
 		return nil
 	}
+	a.noteChange()
+	a.log.Debug("policies changed", "revision", u.Revision, "full", u.Full, "set", len(u.Set), "gone", len(u.Gone), "held", a.held.Absent())
+	a.save.Kick()
+	return nil
+}
+
+// noteChange has what is held from now on enforced. mu is held.
+func (a *agent) noteChange() {
 	a.version++
 	a.now.changedLast = time.Now()
 	if a.now.changedAt.IsZero() {
 		a.now.changedAt = a.now.changedLast
 	}
-	a.log.Debug("policies changed", "revision", u.Revision, "full", u.Full, "set", len(u.Set), "gone", len(u.Gone), "held", a.held.Absent())
 	a.enforcement.Kick()
-	a.save.Kick()
-	return nil
 }
 
 // awaitForce waits until what was heard is in the kernel, so that the next question can tell.
