@@ -128,23 +128,14 @@ func retry(ctx context.Context, attempt func() error) error {
 // ask looks for elements, by one question, and for the chains. found has one for each wanted that has its key, which may lead elsewhere. whole tells
 // that the chains are there and have as many rules as they should: it is somebody else's to look at the rules.
 func ask(c *kernel.Conn, want []element) (found []*element, whole bool, err error) {
-	var b kernel.Batch
-	chains := portChains()
-	for _, x := range chains {
-		requestChainOf(&b, unix.NFT_MSG_GETCHAIN, 0, x.name)
-	}
-	for _, e := range want {
-		request(&b, unix.NFT_MSG_GETSETELEM, 0, Table, e.set)
-		listElements(&b, []element{{set: e.set, key: e.key}})
-	}
-	answers, err := c.Query(&b)
+	chains, answers, err := withChains(c, func(b *kernel.Batch) {
+		for _, e := range want {
+			request(b, unix.NFT_MSG_GETSETELEM, 0, Table, e.set)
+			listElements(b, []element{{set: e.set, key: e.key}})
+		}
+	})
 	if err != nil {
 		return nil, false, err
-	}
-	for _, a := range answers {
-		if a.Err != nil && a.Err.Errno != unix.ENOENT {
-			return nil, false, fmt.Errorf("look up port maps: %w", a.Err)
-		}
 	}
 	whole = true
 	for i, x := range chains {
@@ -159,6 +150,26 @@ func ask(c *kernel.Conn, want []element) (found []*element, whole bool, err erro
 		}
 	}
 	return found, whole, nil
+}
+
+// withChains asks for the chains of port maps, and what more adds, by one question. What is not there has ENOENT for an answer.
+func withChains(c *kernel.Conn, more func(*kernel.Batch)) ([]portChain, []kernel.Answer, error) {
+	var b kernel.Batch
+	chains := portChains()
+	for _, x := range chains {
+		requestChainOf(&b, unix.NFT_MSG_GETCHAIN, 0, x.name)
+	}
+	more(&b)
+	answers, err := c.Query(&b)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, a := range answers {
+		if a.Err != nil && a.Err.Errno != unix.ENOENT {
+			return nil, nil, fmt.Errorf("look up port maps: %w", a.Err)
+		}
+	}
+	return chains, answers, nil
 }
 
 // planElements returns the requests that bring the wanted elements about, none of which may take away what is somebody's.
@@ -205,22 +216,13 @@ func observePorts(c *kernel.Conn) (portState, error) {
 		return portState{}, err
 	}
 	s := portState{generation: gen, whole: true}
-	var b kernel.Batch
-	chains := portChains()
-	for _, x := range chains {
-		requestChainOf(&b, unix.NFT_MSG_GETCHAIN, 0, x.name)
-	}
-	for _, x := range portSets {
-		request(&b, unix.NFT_MSG_GETSET, 0, Table, x.name)
-	}
-	answers, err := c.Query(&b)
+	chains, answers, err := withChains(c, func(b *kernel.Batch) {
+		for _, x := range portSets {
+			request(b, unix.NFT_MSG_GETSET, 0, Table, x.name)
+		}
+	})
 	if err != nil {
 		return s, err
-	}
-	for _, a := range answers {
-		if a.Err != nil && a.Err.Errno != unix.ENOENT {
-			return s, fmt.Errorf("look up port maps: %w", a.Err)
-		}
 	}
 	for i, x := range chains {
 		if answers[i].Err != nil {
