@@ -16,7 +16,7 @@ func (c *call) awaitPolicy(dir *endpoint.Dir, r endpoint.Record) error {
 	if !c.cfg.policyRequired() {
 		return nil
 	}
-	// Names are safe in a URL: see validName and badInterface.
+	// Names are safe in a URL: see endpoint.ValidID and badInterface.
 	path := "/force-policy-poll-cycle?network=" + r.Network + "&container=" + r.Container + "&interface=" + escape(r.Interface)
 	q, err := ask(c.cfg.policyAgent, path, time.Duration(c.cfg.PolicyTimeout)*time.Second)
 	if err == nil {

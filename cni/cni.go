@@ -22,6 +22,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	_ "code.cloudfoundry.org/silk/internal/roomy"
 )
@@ -246,7 +247,7 @@ func (c *call) readEnvironment(cmd command) error {
 	c.args = c.env.Getenv(envArgs)
 	o := c.env.Getenv(envOverride)
 	c.override = o == "1" || strings.EqualFold(o, "true")
-	if slices.Contains(cmd.needs, envContainer) && !validName(c.container) {
+	if slices.Contains(cmd.needs, envContainer) && !endpoint.ValidID(c.container) {
 		return &failure{code: codeEnvironment, msg: "invalid characters in containerID", err: fmt.Errorf("%s is %q", envContainer, c.container)}
 	}
 	if slices.Contains(cmd.needs, envInterface) {
@@ -273,19 +274,6 @@ func (c *call) openNetNS() (*kernel.NS, error) {
 		return nil, &failure{code: codeNetNS, msg: "plugin's netns and netns from " + envNetNS + " should not be the same", err: fmt.Errorf("%s is %s", envNetNS, c.netns)}
 	}
 	return ns, nil
-}
-
-// validName reports whether s is a container id or network name of the specification.
-func validName(s string) bool {
-	for i, r := range []byte(s) {
-		switch {
-		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9':
-		case i > 0 && (r == '_' || r == '.' || r == '-'):
-		default:
-			return false
-		}
-	}
-	return s != ""
 }
 
 // badInterface says what is wrong with an interface name, "" for nothing. The limits are those of the kernel.

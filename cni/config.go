@@ -72,7 +72,7 @@ func (c config) complete() (config, error) {
 	if c.Name == "" {
 		return c, &failure{code: codeConfig, msg: "missing network name"}
 	}
-	if !validName(c.Name) {
+	if !endpoint.ValidID(c.Name) {
 		return c, &failure{code: codeConfig, msg: "invalid characters found in network name", err: fmt.Errorf("name is %q", c.Name)}
 	}
 	if c.EndpointDir == "" {

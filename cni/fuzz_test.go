@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+
+	"code.cloudfoundry.org/silk/endpoint"
 )
 
 func FuzzConfig(f *testing.F) {
@@ -23,7 +25,7 @@ func FuzzConfig(f *testing.F) {
 				failureOf(err).output("")
 				continue
 			}
-			if !validName(cfg.Name) || cfg.EndpointDir == "" {
+			if !endpoint.ValidID(cfg.Name) || cfg.EndpointDir == "" {
 				t.Fatalf("%q passed as %+v", input, cfg)
 			}
 			c := &call{cfg: cfg, args: args, input: []byte(input)}

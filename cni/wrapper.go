@@ -126,7 +126,7 @@ func (c *call) makeReadable(cfg map[string]json.RawMessage) {
 	if c.command == "DEL" && !slices.Contains(supported, version) {
 		cfg["cniVersion"] = nil
 	}
-	if !validName(name) {
+	if !endpoint.ValidID(name) {
 		cfg["name"] = json.RawMessage(`"cni-wrapper"`)
 		c.wrapper.unreadable = true
 	}

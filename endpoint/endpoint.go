@@ -32,6 +32,19 @@ type Key struct {
 // String returns "container/interface on network".
 func (k Key) String() string { return k.Container + "/" + k.Interface + " on " + k.Network }
 
+// ValidID reports whether s is a container id or network name of the CNI specification.
+func ValidID(s string) bool {
+	for i, r := range []byte(s) {
+		switch {
+		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9':
+		case i > 0 && (r == '_' || r == '.' || r == '-'):
+		default:
+			return false
+		}
+	}
+	return s != ""
+}
+
 // Record is what the host knows about one endpoint. Its address is taken for as long as the record exists.
 type Record struct {
 	Key

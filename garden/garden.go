@@ -16,6 +16,8 @@ import (
 	"io"
 	"os"
 	"time"
+
+	"code.cloudfoundry.org/silk/endpoint"
 )
 
 // Env is what the program gets from and gives to Garden. Its network namespace is that of the calling thread.
@@ -131,17 +133,7 @@ func (n *networker) print(v any) error {
 }
 
 // validHandle reports whether a container of that handle can be attached: it is its id for the plugins and the name of a file.
-func validHandle(s string) bool {
-	for i, r := range []byte(s) {
-		switch {
-		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9':
-		case i > 0 && (r == '_' || r == '.' || r == '-'):
-		default:
-			return false
-		}
-	}
-	return s != "" && len(s) <= maxHandle
-}
+func validHandle(s string) bool { return len(s) <= maxHandle && endpoint.ValidID(s) }
 
 // maxHandle leaves room for what is put around a handle in the name of a file, which has 255 bytes at most.
 const maxHandle = 190
