@@ -3,13 +3,12 @@ package lab_test
 import (
 	"flag"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/lab"
-	"github.com/google/go-cmp/cmp"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -33,18 +32,7 @@ func TestStatusAsText(t *testing.T) {
 	if err := s.Write(&b); err != nil {
 		t.Fatal(err)
 	}
-	if *update {
-		if err := os.WriteFile("testdata/status.txt", []byte(b.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile("testdata/status.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), b.String()); d != "" {
-		t.Errorf("status (-want +got):\n%s", d)
-	}
+	testkit.Golden(t, "testdata/status.txt", b.String(), *update)
 	if s.Whole() {
 		t.Error("a lab with a failing path counts as whole")
 	}

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -73,31 +72,11 @@ func nft(t testing.TB, ns *kernel.NS, args ...string) string {
 	return string(out)
 }
 
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	file := filepath.Join("testdata", name)
-	if *update {
-		if err := os.MkdirAll("testdata", 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s (-want +got):\n%s", name, diff)
-	}
-}
-
 // TestListing holds what the nft of Debian 12 makes of our rule.
 func TestListing(t *testing.T) {
 	ns := newNS(t)
 	set(t, ns, config(prefixes("10.255.30.0/24"), prefixes("10.255.0.0/16", "192.168.7.0/24")))
-	golden(t, "listing.nft", nft(t, ns, "list", "table", "inet", nat.Table))
+	testkit.Golden(t, "testdata/listing.nft", nft(t, ns, "list", "table", "inet", nat.Table), *update)
 }
 
 // states are configurations to jump between.

@@ -11,6 +11,7 @@ import (
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/nat"
 	"github.com/google/go-cmp/cmp"
 )
@@ -78,7 +79,7 @@ func TestPortMapListing(t *testing.T) {
 		t.Errorf("missing: %v", m)
 	}
 	text := nft(t, ns, "list", "table", "inet", nat.Table)
-	golden(t, "ports.nft", text)
+	testkit.Golden(t, "testdata/ports.nft", text, *update)
 	before := nft(t, ns, "list", "ruleset")
 	if err := mapPorts(t, ns, nobody, maps...); err != nil {
 		t.Fatal(err)

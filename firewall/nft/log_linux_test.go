@@ -2,13 +2,13 @@ package nft_test
 
 import (
 	"context"
-	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	"code.cloudfoundry.org/silk/firewall"
 	"code.cloudfoundry.org/silk/firewall/nft"
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -21,19 +21,7 @@ func TestLogListing(t *testing.T) {
 	set(t, table, rs)
 	holds(t, table, rs)
 	got := sortElements(h.sh("nft -s list ruleset"))
-	const path = "testdata/logging.nft"
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), got); d != "" {
-		t.Errorf("nft lists (-want +got):\n%s", d)
-	}
+	testkit.Golden(t, "testdata/logging.nft", got, *update)
 }
 
 // TestLogSwitch: turning the log on and off changes the rules that log, their sets, and nothing else.

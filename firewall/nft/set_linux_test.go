@@ -2,14 +2,13 @@ package nft_test
 
 import (
 	"flag"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"code.cloudfoundry.org/silk/firewall/nft"
-	"github.com/google/go-cmp/cmp"
+	"code.cloudfoundry.org/silk/internal/testkit"
 )
 
 var update = flag.Bool("update", false, "rewrite the files in testdata")
@@ -39,17 +38,5 @@ func TestListing(t *testing.T) {
 	set(t, table, rs)
 	holds(t, table, rs)
 	got := sortElements(h.sh("nft -s list ruleset"))
-	const path = "testdata/listing.nft"
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), got); d != "" {
-		t.Errorf("nft lists (-want +got):\n%s", d)
-	}
+	testkit.Golden(t, "testdata/listing.nft", got, *update)
 }

@@ -2,11 +2,8 @@ package leasesql_test
 
 import (
 	"flag"
-	"os"
 	"path/filepath"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 
 	"code.cloudfoundry.org/silk/internal/sqldb"
 	"code.cloudfoundry.org/silk/internal/testkit"
@@ -41,18 +38,7 @@ func TestSchema(t *testing.T) {
 		for range 2 {
 			open(t, config(cfg, wide(t)))
 			got := testkit.Lines(t, db, schemaOf[db.Dialect().Name])
-			if *update {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got); diff != "" {
-				t.Errorf("schema differs (-want +got):\n%s", diff)
-			}
+			testkit.Golden(t, file, got, *update)
 		}
 	})
 }

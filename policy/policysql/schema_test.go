@@ -2,11 +2,8 @@ package policysql_test
 
 import (
 	"flag"
-	"os"
 	"path/filepath"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 
 	"code.cloudfoundry.org/silk/internal/sqldb"
 	"code.cloudfoundry.org/silk/internal/testkit"
@@ -47,18 +44,7 @@ func TestSchema(t *testing.T) {
 			s := open(t, config(cfg))
 			create(t, s, policytest.Of(t, "a b tcp 1"))
 			got := testkit.Lines(t, db, described[db.Dialect().Name])
-			if *update {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got); diff != "" {
-				t.Errorf("schema differs (-want +got):\n%s", diff)
-			}
+			testkit.Golden(t, file, got, *update)
 		}
 		for table, want := range map[string]int{"gorp_migrations": 1, "policies": 9, "destinations": 7, "policies_info": 1} {
 			var n int
