@@ -58,14 +58,11 @@ func agent(ctx context.Context, r *bench.Report) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	store, err := policysql.Open(ctx, policysql.Config{DB: sqldb.Config{Type: sqldb.SQLite, Path: filepath.Join(dir, "policy.db")}}, slog.New(slog.DiscardHandler))
+	store, closeStore, err := openStore(ctx, dir)
 	if err != nil {
 		return err
 	}
-	defer store.Close()
-	stopped := make(chan error, 1)
-	go func() { stopped <- store.Run(ctx) }()
-	defer func() { cancel(); <-stopped }()
+	defer closeStore()
 	last, err := fill(ctx, store)
 	if err != nil {
 		return err
@@ -84,6 +81,19 @@ func agent(ctx context.Context, r *bench.Report) error {
 }
 
 func member(i int) identity.Group { return groupOf(identity.Tag(0x8000 + i)) }
+
+// openStore opens a store of policies in dir, and runs it until it is closed.
+func openStore(ctx context.Context, dir string) (store *policysql.Store, closeStore func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	store, err = policysql.Open(ctx, policysql.Config{DB: sqldb.Config{Type: sqldb.SQLite, Path: filepath.Join(dir, "policy.db")}}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		cancel()
+		return nil, nil, err
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- store.Run(ctx) }()
+	return store, func() { cancel(); <-stopped; store.Close() }, nil
+}
 
 // fill makes the policies: each member of the host has as many.
 func fill(ctx context.Context, store *policysql.Store) (last revision.Revision, err error) {

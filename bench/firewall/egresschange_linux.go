@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"math"
 	"net"
 	"net/netip"
@@ -17,7 +16,6 @@ import (
 	"code.cloudfoundry.org/silk/bench"
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/internal/kernel"
-	"code.cloudfoundry.org/silk/internal/sqldb"
 	"code.cloudfoundry.org/silk/policy"
 	"code.cloudfoundry.org/silk/policy/policysql"
 	"code.cloudfoundry.org/silk/secgroup"
@@ -62,14 +60,11 @@ func changeOf(ctx context.Context, r *bench.Report, name string, shared bool) er
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	store, err := policysql.Open(ctx, policysql.Config{DB: sqldb.Config{Type: sqldb.SQLite, Path: filepath.Join(dir, "policy.db")}}, slog.New(slog.DiscardHandler))
+	store, closeStore, err := openStore(ctx, dir)
 	if err != nil {
 		return err
 	}
-	defer store.Close()
-	stopped := make(chan error, 1)
-	go func() { stopped <- store.Run(ctx) }()
-	defer func() { cancel(); <-stopped }()
+	defer closeStore()
 	groups := store.SecurityGroups()
 	common, err := fillGroups(ctx, groups, shared)
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math"
 	"net/netip"
 	"os"
@@ -16,9 +15,7 @@ import (
 	"code.cloudfoundry.org/silk/bench"
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/internal/kernel"
-	"code.cloudfoundry.org/silk/internal/sqldb"
 	"code.cloudfoundry.org/silk/policy"
-	"code.cloudfoundry.org/silk/policy/policysql"
 	"golang.org/x/sys/unix"
 )
 
@@ -121,13 +118,11 @@ func newFlowHost(ctx context.Context, on bool) (h *flowHost, err error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	h.closers = append(h.closers, cancel)
-	store, err := policysql.Open(ctx, policysql.Config{DB: sqldb.Config{Type: sqldb.SQLite, Path: filepath.Join(dir, "policy.db")}}, slog.New(slog.DiscardHandler))
+	store, closeStore, err := openStore(ctx, dir)
 	if err != nil {
 		return h, err
 	}
-	stopped := make(chan error, 1)
-	go func() { stopped <- store.Run(ctx) }()
-	h.closers = append(h.closers, func() { cancel(); <-stopped; store.Close() })
+	h.closers = append(h.closers, closeStore)
 	last, err := store.CreateWithin(ctx, []policy.Policy{{Source: "web", Destination: "api", Protocol: policy.TCP, Ports: policy.Ports{First: port, Last: port}}}, 0)
 	if err != nil {
 		return h, err
