@@ -1,7 +1,7 @@
 package registration
 
 import (
-	"encoding/hex"
+	"encoding/binary"
 	"iter"
 	"math"
 	"net/netip"
@@ -81,11 +81,14 @@ func (n Name) above() iter.Seq[Name] {
 	}
 }
 
+// unsaid is the zero time in nanos.
+const unsaid = math.MinInt64
+
 // nanos is a time as a table keeps it: nanoseconds since 1970 as far as 64 bits go. The zero time is before all others.
 func nanos(t time.Time) int64 {
 	switch {
 	case t.IsZero(), t.Year() < 1700:
-		return math.MinInt64
+		return unsaid
 	case t.Year() > 2200:
 		return math.MaxInt64
 	}
@@ -93,7 +96,7 @@ func nanos(t time.Time) int64 {
 }
 
 func moment(n int64) time.Time {
-	if n == math.MinInt64 {
+	if n == unsaid {
 		return time.Time{}
 	}
 	return time.Unix(0, n)
@@ -127,15 +130,28 @@ func appendText(b []byte, s string) []byte {
 
 func cutText(d string) (text, rest string) {
 	if d[0] == isUUID {
-		return formatUUID(d[1:17]), d[17:]
+		var b [uuidText]byte
+		return string(appendUUID(b[:0], d[1:17])), d[17:]
 	}
 	n := 1 + int(d[0])
 	return d[1:n], d[n:]
 }
 
-// parseUUID reads the one form of a UUID that formatUUID writes.
+// appendCut is cutText for a snapshot: it appends the length of the text and the text.
+func appendCut(b []byte, d string) (appended []byte, rest string) {
+	if d[0] == isUUID {
+		return appendUUID(append(b, uuidText), d[1:17]), d[17:]
+	}
+	n := 1 + int(d[0])
+	return append(binary.AppendUvarint(b, uint64(n-1)), d[1:n]...), d[n:]
+}
+
+// uuidText is how long a UUID is in writing.
+const uuidText = 36
+
+// parseUUID reads the one form of a UUID that appendUUID writes.
 func parseUUID(s string) (id [16]byte, ok bool) {
-	if len(s) != 36 || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
+	if len(s) != uuidText || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
 		return id, false
 	}
 	n := 0
@@ -158,16 +174,13 @@ func parseUUID(s string) (id [16]byte, ok bool) {
 	return id, true
 }
 
-func formatUUID(id string) string {
-	var b [36]byte
-	at := 0
+func appendUUID(b []byte, id string) []byte {
+	const digits = "0123456789abcdef"
 	for i := range 16 {
 		if i == 4 || i == 6 || i == 8 || i == 10 {
-			b[at] = '-'
-			at++
+			b = append(b, '-')
 		}
-		hex.Encode(b[at:at+2], []byte{id[i]})
-		at += 2
+		b = append(b, digits[id[i]>>4], digits[id[i]&15])
 	}
-	return string(b[:])
+	return b
 }
