@@ -397,3 +397,21 @@ func (s *shard) appendNames(list []Name) []Name {
 	}
 	return list
 }
+
+// Addresses returns every name with its addresses, in the order in which they came, sorted by name. Nothing is locked while the caller is at work, who must not
+// keep the addresses. What comes meanwhile is not told of, what goes may be.
+func (t *Table) Addresses() iter.Seq2[Name, []netip.Addr] {
+	return func(yield func(Name, []netip.Addr) bool) {
+		var list []entry
+		var addrs []netip.Addr
+		for _, name := range t.Names() {
+			list, addrs = t.entries(list[:0], name), addrs[:0]
+			for i := range list {
+				addrs = append(addrs, list[i].of.addr())
+			}
+			if len(addrs) > 0 && !yield(name, addrs) {
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,72 @@
+// Package durable replaces files so that whoever reads one, also after a crash, finds what was there before or what was written, never a part.
+//
+// Use: Sweep the directory at the start, Replace files in it.
+package durable
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// temp begins the names of what is being written.
+const temp = ".new-"
+
+// Replace gives path the content that write writes: into a file beside it, which is synced to the disk and renamed, and so is the directory. The file has the mode
+// perm. When anything fails, path is as before. Two callers for one path may interleave; the last to end wins.
+func Replace(path string, perm fs.FileMode, write func(io.Writer) error) error {
+	dir, base := filepath.Split(path)
+	dir = filepath.Clean(dir)
+	f, err := os.CreateTemp(dir, temp+base+"-")
+	if err != nil {
+		return fmt.Errorf("replace %s: %w", path, err)
+	}
+	err = write(f)
+	if err == nil {
+		err = f.Chmod(perm)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("replace %s: %w", path, errors.Join(err, os.Remove(f.Name())))
+	}
+	if err := syncDir(dir); err != nil {
+		return fmt.Errorf("replace %s: %w", path, err)
+	}
+	return nil
+}
+
+// Sweep removes from a directory what killed processes were writing. The caller sees to it that nobody else is writing there. A directory that is not there is no error.
+func Sweep(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("sweep: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if n := e.Name(); len(n) > len(temp) && n[:len(temp)] == temp {
+			if err := os.Remove(filepath.Join(dir, n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, fmt.Errorf("sweep: %w", err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
