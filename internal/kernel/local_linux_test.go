@@ -1,0 +1,152 @@
+package kernel_test
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+
+	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/internal/kernel"
+	"golang.org/x/sys/unix"
+)
+
+const testProtocol = 83
+
+// upNS returns a namespace whose loopback interface is up.
+func upNS(t *testing.T) *kernel.NS {
+	t.Helper()
+	ns := newNS(t)
+	var b kernel.Batch
+	b.Add(unix.RTM_NEWLINK, 0, kernel.IfInfo(1, unix.IFF_UP, unix.IFF_UP))
+	carryOut(t, ns, &b)
+	return ns
+}
+
+func carryOut(t *testing.T, ns *kernel.NS, b *kernel.Batch) {
+	t.Helper()
+	if refused, err := dial(t, ns).Do(b); err != nil || len(refused) > 0 {
+		t.Fatal(refused, err)
+	}
+}
+
+// localRoutes returns the protocol numbers of the routes to addr in table local.
+func localRoutes(t *testing.T, ns *kernel.NS, addr netip.Addr) (protocols []byte) {
+	t.Helper()
+	var b kernel.Batch
+	family := byte(unix.AF_INET)
+	if addr.Is6() {
+		family = unix.AF_INET6
+	}
+	b.Add(unix.RTM_GETROUTE, 0, append([]byte{family, 0, 0, 0, unix.RT_TABLE_LOCAL}, make([]byte, 7)...))
+	err := dial(t, ns).Dump(&b, func() { protocols = nil }, func(m kernel.Message) error {
+		for typ, v := range kernel.Attrs(m.Body[unix.SizeofRtMsg:]) {
+			if typ == unix.RTA_DST && slices.Equal(v, addr.AsSlice()) && m.Body[4] == unix.RT_TABLE_LOCAL {
+				protocols = append(protocols, m.Body[5])
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return protocols
+}
+
+func TestHoldLocal(t *testing.T) {
+	for _, addr := range []netip.Addr{netip.MustParseAddr("169.254.0.2"), netip.MustParseAddr("fd00::2")} {
+		ns := upNS(t)
+		before := localRoutes(t, ns, addr)
+		for range 2 {
+			if err := kernel.HoldLocal(ns, addr, testProtocol); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := localRoutes(t, ns, addr); !slices.Equal(got, []byte{testProtocol}) {
+			t.Errorf("%v: routes of protocols %v, want one of %d", addr, got, testProtocol)
+		}
+		if err := kernel.DropLocal(ns, addr, testProtocol+1); err != nil {
+			t.Fatal(err)
+		}
+		if got := localRoutes(t, ns, addr); len(got) != 1 {
+			t.Errorf("%v: dropping another's route left %v", addr, got)
+		}
+		for range 2 {
+			if err := kernel.DropLocal(ns, addr, testProtocol); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := localRoutes(t, ns, addr); !slices.Equal(got, before) {
+			t.Errorf("%v: routes %v after the drop, %v before the hold", addr, got, before)
+		}
+	}
+}
+
+func TestHoldLocalLeavesWhatIsThere(t *testing.T) {
+	addr := netip.MustParseAddr("169.254.0.2")
+	ns := upNS(t)
+	var b kernel.Batch
+	b.Add(unix.RTM_NEWADDR, unix.NLM_F_CREATE, kernel.IfAddr(1, 32, unix.RT_SCOPE_HOST))
+	b.Attr(unix.IFA_LOCAL, addr.AsSlice())
+	carryOut(t, ns, &b)
+	if err := kernel.HoldLocal(ns, addr, testProtocol); err != nil {
+		t.Errorf("an address that somebody gave the loopback interface: %v", err)
+	}
+	if err := kernel.DropLocal(ns, addr, testProtocol); err != nil {
+		t.Error(err)
+	}
+	if got := localRoutes(t, ns, addr); !slices.Equal(got, []byte{unix.RTPROT_KERNEL}) {
+		t.Errorf("routes of protocols %v, want the kernel's", got)
+	}
+
+	ns = upNS(t)
+	b.Reset()
+	b.Add(unix.RTM_NEWROUTE, unix.NLM_F_CREATE, []byte{unix.AF_INET, 32, 0, 0, unix.RT_TABLE_LOCAL, unix.RTPROT_STATIC, 0, unix.RTN_BLACKHOLE, 0, 0, 0, 0})
+	b.Attr(unix.RTA_DST, addr.AsSlice())
+	carryOut(t, ns, &b)
+	if err := kernel.HoldLocal(ns, addr, testProtocol); !errors.Is(err, fault.Conflict) {
+		t.Errorf("an address that somebody refuses: %v, want fault.Conflict", err)
+	}
+}
+
+func TestSocketsOfAnotherNamespace(t *testing.T) {
+	ns := newNS(t)
+	want, err := ns.ID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		fd, err := kernel.Socket(ns, unix.AF_INET, unix.SOCK_STREAM, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		of, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(of, &st); err != nil || (kernel.NSID{Dev: uint64(st.Dev), Ino: st.Ino}) != want {
+			t.Errorf("socket of namespace %d, %v, want %v", st.Ino, err, want)
+		}
+		unix.Close(of)
+		unix.Close(fd)
+	}
+	if id, err := kernel.CurrentID(); err != nil || id == want {
+		t.Errorf("this thread is in %v, %v", id, err)
+	}
+	before, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2000 { // the runtime picks the thread
+		fd, err := kernel.Socket(ns, unix.AF_INET, unix.SOCK_STREAM, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(fd)
+	}
+	if after, err := os.Readlink("/proc/self/ns/net"); err != nil || after != before {
+		t.Errorf("/proc/self/ns/net is %s, %v, was %s", after, err, before)
+	}
+}
