@@ -122,6 +122,8 @@ type device struct {
 	flags uint32
 	mac   mac.Addr
 	mtu   int
+
+	elsewhere int // number of the namespace that its other end is in; -1 when it is in the same or there is none
 }
 
 // parseDevice reads the body of an RTM_NEWLINK message.
@@ -129,7 +131,7 @@ func parseDevice(body []byte) device {
 	if len(body) < unix.SizeofIfInfomsg {
 		return device{}
 	}
-	d := device{index: int(kernel.Uint32(body[4:])), flags: kernel.Uint32(body[8:])}
+	d := device{index: int(kernel.Uint32(body[4:])), flags: kernel.Uint32(body[8:]), elsewhere: -1}
 	for t, v := range kernel.Attrs(body[unix.SizeofIfInfomsg:]) {
 		switch t {
 		case unix.IFLA_IFNAME:
@@ -138,6 +140,10 @@ func parseDevice(body []byte) device {
 			copy(d.mac[:], v)
 		case unix.IFLA_MTU:
 			d.mtu = int(kernel.Uint32(v))
+		case unix.IFLA_LINK_NETNSID:
+			if len(v) >= 4 {
+				d.elsewhere = int(int32(kernel.Uint32(v)))
+			}
 		case unix.IFLA_LINKINFO:
 			for t, v := range kernel.Attrs(v) {
 				if t == unix.IFLA_INFO_KIND {

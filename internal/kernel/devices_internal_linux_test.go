@@ -26,3 +26,19 @@ func FuzzParseDevice(f *testing.F) {
 		}
 	})
 }
+
+func FuzzParseNumber(f *testing.F) {
+	var b Batch
+	b.Add(unix.RTM_NEWNSID, 0, []byte{0, 0, 0, 0})
+	b.Uint32(unix.NETNSA_NSID, 7)
+	seed := b.Bytes()[unix.NLMSG_HDRLEN:]
+	f.Add(seed)
+	f.Add(seed[:len(seed)-1])
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, body []byte) {
+		n := parseNumber(body)
+		if bytes.Equal(body, seed) && n != 7 || len(body) < 12 && n != -1 {
+			t.Errorf("%q gave %d", body, n)
+		}
+	})
+}

@@ -52,3 +52,32 @@ func parseDevice(b []byte) (d Device, ok bool) {
 	}
 	return d, d.Name != ""
 }
+
+// NumberOf returns the number by which the connection's namespace knows ns, as IFLA_LINK_NETNSID says it of a device whose other end is
+// there; -1 when it has none.
+func (c *Conn) NumberOf(ns *NS) (int, error) {
+	var b Batch
+	b.Add(unix.RTM_GETNSID, 0, []byte{unix.AF_UNSPEC, 0, 0, 0})
+	b.Uint32(unix.NETNSA_FD, uint32(ns.FD()))
+	answers, err := c.Query(&b)
+	if err != nil {
+		return -1, err
+	}
+	if answers[0].Err != nil {
+		return -1, fmt.Errorf("ask for the number of a network namespace: %w", answers[0].Err)
+	}
+	return parseNumber(answers[0].Body), nil
+}
+
+// parseNumber reads the answer to RTM_GETNSID.
+func parseNumber(b []byte) int {
+	if len(b) < 4 {
+		return -1
+	}
+	for t, v := range Attrs(b[4:]) {
+		if t == unix.NETNSA_NSID && len(v) >= 4 {
+			return int(int32(ne.Uint32(v)))
+		}
+	}
+	return -1
+}
