@@ -70,8 +70,8 @@ func (r *Registration) validate() error {
 	return nil
 }
 
-// above returns the names that a name stands below, the nearest first.
-func (n Name) above() iter.Seq[Name] {
+// above returns the names that n stands below, the nearest first.
+func above(n Name) iter.Seq[Name] {
 	return func(yield func(Name) bool) {
 		for _, rest, ok := strings.Cut(string(n), "."); ok; _, rest, ok = strings.Cut(rest, ".") {
 			if !yield(Name(rest)) {

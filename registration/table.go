@@ -136,7 +136,7 @@ func (t *Table) newNodes(name Name) int {
 		return 0
 	}
 	size := nodeSize + len(name)
-	for above := range name.above() {
+	for above := range above(name) {
 		if _, ok := t.shard(above).nodes[above]; !ok {
 			size += nodeSize
 		}
@@ -183,7 +183,7 @@ func (t *Table) insert(s *shard, r Registration, d []byte) {
 	n := s.nodes[r.Name]
 	if len(n.list) == 0 {
 		r.Name = Name(strings.Clone(string(r.Name))) // it came as part of a message
-		for above := range r.Name.above() {
+		for above := range above(r.Name) {
 			t.alter(above, 1)
 		}
 		t.names.Add(1)
@@ -312,7 +312,7 @@ func (t *Table) remove(s *shard, name Name, gone func(*entry) bool) int {
 	}
 	t.store(s, name, n)
 	if len(left) == 0 {
-		for above := range name.above() {
+		for above := range above(name) {
 			t.alter(above, -1)
 		}
 	}
