@@ -120,6 +120,10 @@ func (c *call) spec() (endpoint.Spec, error) {
 	if s.Group, err = c.group(); err != nil {
 		return s, err
 	}
+	if s.Advertise, err = c.advertisement(s.Group); err != nil {
+		return s, err
+	}
+	s.TLS = c.cfg.tls
 	s.Requested, err = c.requested()
 	return s, err
 }

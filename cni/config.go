@@ -31,6 +31,9 @@ type config struct {
 	Rate          int             `json:"rate"`  // kilobits (of 1024) a second, in each direction; 0: no limit
 	Burst         int             `json:"burst"` // kilobits
 	Metadata      json.RawMessage `json:"metadata"`
+	Advertise     json.RawMessage `json:"advertise"` // names, see advertise
+	TLS           json.RawMessage `json:"tls"`       // ports at which TLS ends, see listener
+	DNS           json.RawMessage `json:"dns"`       // of the result
 	PrevResult    json.RawMessage `json:"prevResult"`
 	RuntimeConfig struct {
 		IPs          []string        `json:"ips"`
@@ -46,6 +49,7 @@ type config struct {
 
 	noMasquerade []netip.Prefix
 	policyAgent  netip.AddrPort
+	settings
 }
 
 // decode reads a configuration as far as every operation needs it. Lenient, a key of ours with a value of the wrong type is
@@ -132,6 +136,7 @@ func (c *config) validate() error {
 	if !objects(c.RuntimeConfig.NetOutRules) {
 		bad("runtimeConfig.netOutRules", "is no JSON list of objects")
 	}
+	c.readSettings(bad)
 	for key, path := range map[string]string{"endpointDir": c.EndpointDir, "datastore": c.Datastore, "subnetFile": c.SubnetFile} {
 		if path != "" && !filepath.IsAbs(path) {
 			bad(key, "is %q: expected an absolute path", path)

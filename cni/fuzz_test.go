@@ -1,14 +1,18 @@
 package cni
 
 import (
+	"bytes"
 	"encoding/json"
 	"io"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
 
 	"code.cloudfoundry.org/silk/endpoint"
+	"code.cloudfoundry.org/silk/internal/plainjson"
+	"code.cloudfoundry.org/silk/registration/name"
 )
 
 func FuzzConfig(f *testing.F) {
@@ -69,6 +73,60 @@ func FuzzConfig(f *testing.F) {
 			if l, err := cfg.limits(); err == nil && l != nil && l.Validate(1450) == nil && l.IngressRate == 0 && l.EgressRate == 0 {
 				t.Fatalf("limits %+v limit nothing", l)
 			}
+		}
+	})
+}
+
+// FuzzNames: what the keys advertise, tls and dns may become, and that they are read as encoding/json reads them.
+func FuzzNames(f *testing.F) {
+	f.Add(`{"domain":"apps.internal","names":["${args.K}","full.example."],"group":true,"port":8080,"index":"${args.I}"}`, "K=v.*;I=7", "team-a")
+	f.Add(`{"names":["*"],"index":3,"Group":null}`, "K=", "a/b")
+	f.Add(`[{},{"listen":443,"forward":80,"alpn":["h2"],"client_auth":true},null]`, "", "")
+	f.Add(`{"nameservers":["169.254.0.2"],"search":["apps.internal"],"options":["ndots:2"],"Domain":"x"}`, "", "")
+	f.Fuzz(func(t *testing.T, value, args, group string) {
+		if !json.Valid([]byte(value)) {
+			return
+		}
+		v := bytes.TrimSpace([]byte(value))
+		problems := 0
+		bad := func(string, string, ...any) { problems++ }
+		same := func(short, long any, ok bool) {
+			if ok && !reflect.DeepEqual(short, long) {
+				t.Fatalf("%s became\n%+v, with encoding/json\n%+v", value, short, long)
+			}
+		}
+		c := &call{args: args, input: []byte(`{"name":"silk"}`)}
+		if !isNull(v) {
+			a := readAdvertise(v, bad)
+			c.cfg.advertise = a
+			if out, err := c.advertisement(group); err == nil && problems == 0 {
+				for _, n := range out.Names {
+					parsed, err := name.Parse(n)
+					full := slices.ContainsFunc(a.Names, func(s string) bool { return strings.HasSuffix(s, ".") })
+					if domain, _ := name.Parse(a.Domain); err != nil || string(parsed) != n || !full && !parsed.Below(domain) {
+						t.Fatalf("%s %s made the name %q below %q: %v", value, args, n, domain, err)
+					}
+				}
+				if out.Index != nil && (*out.Index < 0 || *out.Index > maxIndex) || len(out.Names) > maxNames+1 {
+					t.Fatalf("%s %s made %+v", value, args, out)
+				}
+			}
+		}
+		var short, long advertise
+		same(&short, &long, plainjson.Each(v, short.plain) && json.Unmarshal(v, &long) == nil)
+		var shortDNS, longDNS resultDNS
+		same(&shortDNS, &longDNS, plainjson.Each(v, shortDNS.plain) && json.Unmarshal(v, &longDNS) == nil)
+		var shortTLS, longTLS listener
+		same(&shortTLS, &longTLS, plainjson.Each(v, shortTLS.plain) && json.Unmarshal(v, &longTLS) == nil)
+		problems = 0
+		for _, l := range readTLS(v, bad) {
+			if problems == 0 && (l.Listen == 0 || l.Forward == 0 || l.Listen == l.Forward) {
+				t.Fatalf("%s made %+v", value, l)
+			}
+		}
+		problems = 0
+		if d := readDNS(v, bad); d != nil && problems == 0 && strings.ContainsAny(strings.Join(slices.Concat(d.Nameservers, d.Search, d.Options, []string{d.Domain}), ""), " \n\t") {
+			t.Fatalf("%s made %+v", value, d)
 		}
 	})
 }

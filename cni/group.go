@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"unicode"
+
+	"code.cloudfoundry.org/silk/internal/plainjson"
 )
 
 // maxGroup bounds the name of a policy group in bytes.
@@ -28,7 +30,7 @@ func (c *call) group() (string, error) {
 		group = named
 	case c.cfg.PolicyGroup != "":
 		var err error
-		if group, err = c.expand(c.cfg.PolicyGroup); err != nil {
+		if group, err = c.expand("policy_group", c.cfg.PolicyGroup); err != nil {
 			return "", badGroup(err)
 		}
 	}
@@ -42,17 +44,10 @@ func badGroup(err error) error {
 	return &failure{code: codeConfig, msg: "invalid policy group", err: err}
 }
 
-// expand replaces the variables of a template.
-func (c *call) expand(template string) (string, error) {
-	args, err := parseArgs(c.args)
-	if err != nil {
-		return "", err
-	}
-	var values map[string]json.RawMessage
-	if err := json.Unmarshal(c.input, &values); err != nil {
-		return "", err
-	}
+// expand replaces the variables of a template, the value of key.
+func (c *call) expand(key, template string) (string, error) {
 	var out strings.Builder
+	var args map[string]string
 	for rest := template; ; {
 		before, after, found := strings.Cut(rest, "${")
 		out.WriteString(before)
@@ -61,20 +56,55 @@ func (c *call) expand(template string) (string, error) {
 		}
 		name, tail, closed := strings.Cut(after, "}")
 		if !closed {
-			return "", fmt.Errorf("policy_group %q: ${ without }", template)
+			return "", fmt.Errorf("%s %q: ${ without }", key, template)
 		}
 		rest = tail
 		var value string
-		if key, ok := strings.CutPrefix(name, "args."); ok {
-			value = args[key]
-		} else if key, ok := strings.CutPrefix(name, "config."); ok {
-			json.Unmarshal(values[key], &value) // what is no text stays empty
+		if k, ok := strings.CutPrefix(name, "args."); ok {
+			if args == nil {
+				var err error
+				if args, err = parseArgs(c.args); err != nil {
+					return "", err
+				}
+			}
+			value = args[k]
+		} else if k, ok := strings.CutPrefix(name, "config."); ok {
+			var err error
+			if value, err = c.member(k); err != nil {
+				return "", err
+			}
 		} else {
-			return "", fmt.Errorf("policy_group %q: unknown variable %q: expected args.KEY or config.KEY", template, name)
+			return "", fmt.Errorf("%s %q: unknown variable %q: expected args.KEY or config.KEY", key, template, name)
 		}
 		if value == "" {
-			return "", fmt.Errorf("policy_group %q: %s is not there", template, name)
+			return "", fmt.Errorf("%s %q: %s is not there", key, template, name)
 		}
 		out.WriteString(value)
 	}
+}
+
+// member returns a text in the configuration, "" when there is none of that name.
+func (c *call) member(key string) (string, error) {
+	var value string
+	if plainjson.Each(c.input, func(name string, v []byte) bool {
+		if name != key {
+			return true
+		}
+		if isNull(v) {
+			value = ""
+			return true
+		}
+		var ok bool
+		value, ok = plainjson.Text(v)
+		return ok
+	}) {
+		return value, nil
+	}
+	var values map[string]json.RawMessage
+	if err := json.Unmarshal(c.input, &values); err != nil {
+		return "", err
+	}
+	value = ""
+	json.Unmarshal(values[key], &value) // what is no text stays empty
+	return value, nil
 }

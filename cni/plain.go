@@ -31,6 +31,12 @@ func (c *config) plain(input []byte) bool {
 			return number(v, &c.PolicyTimeout)
 		case "metadata":
 			c.Metadata = v
+		case "advertise":
+			c.Advertise = v
+		case "tls":
+			c.TLS = v
+		case "dns":
+			c.DNS = v
 		case "prevResult":
 			c.PrevResult = v
 		case "cni.dev/valid-attachments":
@@ -67,7 +73,7 @@ func (c *config) plainRuntime(name string, v []byte) bool {
 // configKeys are the keys of a configuration that are ours.
 var configKeys = []string{
 	"cniVersion", "name", "daemonPort", "subnetFile", "mtu", "rate", "burst", "datastore", "endpointDir", "policy", "policy_agent_force_poll_address", "policy_group",
-	"policy_timeout_seconds", "no_masquerade_cidr_range", "metadata", "prevResult", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments",
+	"policy_timeout_seconds", "no_masquerade_cidr_range", "metadata", "advertise", "tls", "dns", "prevResult", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments",
 }
 
 // alike reports whether a name is one of those but for case, which encoding/json passes over.
@@ -92,6 +98,33 @@ func number(v []byte, p *int) bool {
 	n, ok := plainjson.Int(v)
 	*p = n
 	return ok
+}
+
+// texts reads a list of texts into p.
+func texts(v []byte, p *[]string) bool {
+	if isNull(v) {
+		return true
+	}
+	list := []string{}
+	ok := plainjson.Elements(v, func(v []byte) bool {
+		s, ok := plainjson.Text(v)
+		list = append(list, s)
+		return ok
+	})
+	*p = list
+	return ok
+}
+
+// truth reads a value into p. Null leaves what is there.
+func truth(v []byte, p *bool) bool {
+	switch string(v) {
+	case "true", "false":
+		*p = v[0] == 't'
+	case "null":
+	default:
+		return false
+	}
+	return true
 }
 
 // plain reads a daemon's answer that is plain.
@@ -135,9 +168,6 @@ func groupOf(metadata []byte) (string, error) {
 
 // plain words a result as print does; false when it is not plain.
 func (r result) plain() ([]byte, bool) {
-	if r.DNS != nil {
-		return nil, false
-	}
 	var w plainjson.Writer
 	w.Begin("", '{')
 	w.Text("cniVersion", r.CNIVersion)
@@ -175,10 +205,34 @@ func (r result) plain() ([]byte, bool) {
 		w.End('}')
 	}
 	w.End(']')
+	if r.DNS != nil {
+		r.DNS.write(&w)
+	}
 	w.End('}')
 	b, ok := w.Bytes()
 	if !ok {
 		return nil, false
 	}
 	return plainjson.Indent(b, indent), true
+}
+
+func (d *resultDNS) write(w *plainjson.Writer) {
+	list := func(name string, texts []string) {
+		if len(texts) == 0 {
+			return
+		}
+		w.Begin(name, '[')
+		for _, s := range texts {
+			w.Text("", s)
+		}
+		w.End(']')
+	}
+	w.Begin("dns", '{')
+	list("nameservers", d.Nameservers)
+	if d.Domain != "" {
+		w.Text("domain", d.Domain)
+	}
+	list("search", d.Search)
+	list("options", d.Options)
+	w.End('}')
 }

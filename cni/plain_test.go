@@ -42,14 +42,17 @@ func FuzzPlain(f *testing.F) {
 
 // What is written without encoding/json must be what encoding/json would have written.
 func FuzzPlainResult(f *testing.F) {
-	f.Add("1.0.0", "eth0", "/run/netns/c1", 0, "4", 1)
-	f.Add("1.1.0", "eth0", "/run/netns/<c1>", 1450, "", 0)
-	f.Fuzz(func(t *testing.T, version, name, netns string, mtu int, family string, n int) {
+	f.Add("1.0.0", "eth0", "/run/netns/c1", 0, "4", 1, "")
+	f.Add("1.1.0", "eth0", "/run/netns/<c1>", 1450, "", 0, "apps.internal")
+	f.Fuzz(func(t *testing.T, version, name, netns string, mtu int, family string, n int, domain string) {
 		r := result{
 			CNIVersion: version,
 			Interfaces: []resultDevice{{Name: name, MAC: mac.Addr{0xaa}, MTU: mtu & 0xffff}, {Name: "eth0", MTU: mtu & 0xffff, Sandbox: netns}},
 			IPs:        []resultIP{{Version: family, Interface: n & 1, Address: "10.255.30.2/32", Gateway: "169.254.0.1"}},
 			Routes:     []resultRoute{{Dst: "0.0.0.0/0", GW: "169.254.0.1"}},
+		}
+		if n&2 != 0 {
+			r.DNS = &resultDNS{Nameservers: []string{"169.254.0.2", domain}[:n>>2&1], Domain: domain, Search: []string{domain}[:n>>3&1], Options: []string{domain, name}[:n>>4&1]}
 		}
 		want, err := json.MarshalIndent(r, "", indent)
 		if err != nil {
@@ -64,14 +67,14 @@ func FuzzPlainResult(f *testing.F) {
 // The usual input must take the short way: that is what it is for.
 func TestTheUsualIsPlain(t *testing.T) {
 	var c config
-	if !c.plain([]byte(`{"cniVersion":"1.0.0","name":"silk","type":"silk-cni","daemonPort":23954,"runtimeConfig":{},"metadata":{"policy_group_id":"a"}}`)) {
+	if !c.plain([]byte(`{"cniVersion":"1.0.0","name":"silk","type":"silk-cni","daemonPort":23954,"runtimeConfig":{},"metadata":{"policy_group_id":"a"},"advertise":{"group":true},"tls":[{}],"dns":{}}`)) {
 		t.Error("a configuration is not plain")
 	}
 	var a answer
 	if !a.plain([]byte(`{"overlay_subnet":"10.255.30.0/24","overlay_network":"10.255.0.0/16","mtu":1450,"vtep":"silk-vtep","status":"ready"}` + "\n")) {
 		t.Error("an answer is not plain")
 	}
-	if _, ok := (result{CNIVersion: "1.0.0", Interfaces: []resultDevice{{Name: "eth0", Sandbox: "/run/netns/c1"}}}).plain(); !ok {
+	if _, ok := (result{CNIVersion: "1.0.0", Interfaces: []resultDevice{{Name: "eth0", Sandbox: "/run/netns/c1"}}, DNS: &resultDNS{Nameservers: []string{"169.254.0.2"}}}).plain(); !ok {
 		t.Error("a result is not plain")
 	}
 }

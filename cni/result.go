@@ -15,8 +15,17 @@ type result struct {
 	DNS        *resultDNS     `json:"dns,omitempty"`
 }
 
+// resultDNS is also the key dns of the configuration.
 type resultDNS struct {
-	Nameservers []string `json:"nameservers"`
+	Nameservers []string `json:"nameservers,omitempty"`
+	Domain      string   `json:"domain,omitempty"`
+	Search      []string `json:"search,omitempty"`
+	Options     []string `json:"options,omitempty"`
+}
+
+// empty reports whether it says nothing.
+func (d resultDNS) empty() bool {
+	return len(d.Nameservers) == 0 && d.Domain == "" && len(d.Search) == 0 && len(d.Options) == 0
 }
 
 type resultDevice struct {

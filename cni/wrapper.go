@@ -98,7 +98,7 @@ func (c *call) unwrap(strict bool) error {
 // fromWrapper are the keys that the runtime writes beside the wrapper's; unlessInDelegate those of silk-cni's that the wrapper may have.
 var (
 	fromWrapper      = []string{"cniVersion", "runtimeConfig", "prevResult", "metadata", "cni.dev/valid-attachments", "cni.dev/attachments"}
-	unlessInDelegate = []string{"name", "policy", "policy_group", "policy_timeout_seconds", "policy_agent_force_poll_address", "no_masquerade_cidr_range"}
+	unlessInDelegate = []string{"name", "policy", "policy_group", "policy_timeout_seconds", "policy_agent_force_poll_address", "no_masquerade_cidr_range", "advertise", "tls", "dns"}
 )
 
 // members returns the members of a JSON object under the names that we know them by, nil if it is none.
@@ -219,11 +219,17 @@ func (w *wrapper) validateAddresses() error {
 	return err
 }
 
-// answer returns the result of an ADD.
+// answer returns the result of an ADD. The wrapper's servers stand in place of those that the key dns has, as ever; the rest of it stays.
 func (c *call) answer(r endpoint.Record) result {
 	out := resultOf(c.cfg.CNIVersion, r, c.netns)
+	out.DNS = c.cfg.dns
 	if c.wrapper != nil && len(c.wrapper.DNSServers) > 0 {
-		out.DNS = &resultDNS{c.wrapper.DNSServers}
+		var d resultDNS
+		if out.DNS != nil {
+			d = *out.DNS
+		}
+		d.Nameservers = c.wrapper.DNSServers
+		out.DNS = &d
 	}
 	return out
 }

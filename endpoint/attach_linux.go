@@ -35,6 +35,9 @@ type Spec struct {
 	PortMaps []PortMap
 	Limits   *Limits         // nil for none; an attachment that exists keeps its own
 	NetOut   json.RawMessage // a JSON list of egress rules, or nothing, which is not an empty list
+
+	Advertise *Advertisement // nil for none
+	TLS       []TLSListener
 }
 
 // Attach gives the container its interface, address, routes and record, in the host namespace of the calling thread. If the
@@ -225,8 +228,24 @@ func (r Record) differs(s Spec, id kernel.NSID) string {
 		return "set of port mappings"
 	case !bytes.Equal(r.NetOut, compact(s.NetOut)):
 		return "list of egress rules"
+	case !r.Advertise.equal(s.Advertise):
+		return "set of names"
+	case !slices.EqualFunc(r.TLS, s.TLS, TLSListener.equal):
+		return "set of ports for TLS"
 	}
 	return ""
+}
+
+func (a *Advertisement) equal(b *Advertisement) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	index := a.Index == b.Index || a.Index != nil && b.Index != nil && *a.Index == *b.Index
+	return index && a.Port == b.Port && slices.Equal(a.Names, b.Names)
+}
+
+func (l TLSListener) equal(m TLSListener) bool {
+	return l.Listen == m.Listen && l.Forward == m.Forward && l.ClientAuth == m.ClientAuth && slices.Equal(l.ALPN, m.ALPN)
 }
 
 // compact returns a value without white space, as records hold it.

@@ -30,7 +30,7 @@ func encode(r Record) ([]byte, error) {
 // plain is encode for a record that is plain JSON; false when it is not. The first use of encoding/json costs more than all that
 // is done with a record's file.
 func (r Record) plain() ([]byte, bool) {
-	if r.MTU < 0 || !r.Subnet.IsValid() || !r.Subnet.Addr().Is4() || len(r.Addresses) == 0 || r.Advertise != nil || len(r.TLS) > 0 {
+	if r.MTU < 0 || !r.Subnet.IsValid() || !r.Subnet.Addr().Is4() || len(r.Addresses) == 0 {
 		return nil, false
 	}
 	var w plainjson.Writer
@@ -63,6 +63,9 @@ func (r Record) plain() ([]byte, bool) {
 		w.Raw("metadata", r.Metadata)
 	}
 	if !r.plainEdge(&w) {
+		return nil, false
+	}
+	if !r.plainNames(&w) {
 		return nil, false
 	}
 	w.Text("device", r.Device)
@@ -108,5 +111,52 @@ func (r Record) plainEdge(w *plainjson.Writer) bool {
 		}
 		w.End('}')
 	}
+	return true
+}
+
+// plainNames writes names and ports for TLS; false when they are not plain.
+func (r Record) plainNames(w *plainjson.Writer) bool {
+	if a := r.Advertise; a != nil {
+		w.Begin("advertise", '{')
+		if a.Names == nil {
+			return false // null
+		}
+		w.Begin("names", '[')
+		for _, n := range a.Names {
+			w.Text("", n)
+		}
+		w.End(']')
+		if a.Port != 0 {
+			w.Uint("port", uint64(a.Port))
+		}
+		if a.Index != nil {
+			if *a.Index < 0 {
+				return false
+			}
+			w.Uint("index", uint64(*a.Index))
+		}
+		w.End('}')
+	}
+	if len(r.TLS) == 0 {
+		return true
+	}
+	w.Begin("tls", '[')
+	for _, l := range r.TLS {
+		w.Begin("", '{')
+		w.Uint("listen", uint64(l.Listen))
+		w.Uint("forward", uint64(l.Forward))
+		if len(l.ALPN) > 0 {
+			w.Begin("alpn", '[')
+			for _, p := range l.ALPN {
+				w.Text("", p)
+			}
+			w.End(']')
+		}
+		if l.ClientAuth {
+			w.True("client_auth")
+		}
+		w.End('}')
+	}
+	w.End(']')
 	return true
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"code.cloudfoundry.org/silk/internal/kernel"
@@ -22,6 +23,16 @@ func usual() Record {
 func TestTheUsualRecordIsPlain(t *testing.T) {
 	if _, ok := usual().plain(); !ok {
 		t.Error("a record is not plain")
+	}
+	r, index := usual(), 0
+	r.Advertise = &Advertisement{Names: []string{"api.apps.internal"}, Port: 8080, Index: &index}
+	r.TLS = []TLSListener{{Listen: 61443, Forward: 8080, ALPN: []string{"h2"}, ClientAuth: true}}
+	b, ok := r.plain()
+	if !ok {
+		t.Error("a record with names and ports for TLS is not plain")
+	}
+	if got, err := decode(bytes.NewReader(b), entry{file: r.Key.file(r.Addresses)}); err != nil || !got.Advertise.equal(r.Advertise) || !slices.EqualFunc(got.TLS, r.TLS, TLSListener.equal) {
+		t.Errorf("%s came back as %+v, %v", b, got, err)
 	}
 }
 
@@ -58,6 +69,11 @@ func FuzzPlainRecord(f *testing.F) {
 		for i := range min(bits&3, len(addr)) {
 			r.PortMaps = append(r.PortMaps, PortMap{HostIP: a, HostPort: uint16(mtu), ContainerPort: uint16(i), Protocol: group})
 			r.Limits = &Limits{IngressRate: uint64(i), EgressBurst: uint64(mtu)}
+			r.Advertise = &Advertisement{Names: []string{network, container}[i&1:], Port: uint16(mtu)}
+			if i > 0 {
+				r.Advertise.Index = &mtu
+			}
+			r.TLS = append(r.TLS, TLSListener{Listen: uint16(mtu), Forward: uint16(i), ALPN: []string{group, path}[:i&1], ClientAuth: i&1 == 0})
 		}
 		if r.Requested = a; bits&1 == 1 {
 			r.Subnet = netip.PrefixFrom(a, bits)

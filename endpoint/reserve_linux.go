@@ -183,7 +183,7 @@ func (d *Dir) create(host *kernel.Conn, s Spec, id kernel.NSID, list listing) (*
 func (s *Spec) record(id kernel.NSID, a netip.Addr) Record {
 	r := Record{
 		Key: s.Key, Namespace: id, Path: s.Path, Subnet: s.Subnet, Requested: s.Requested, MTU: s.MTU,
-		Group: s.Group, Metadata: compact(s.Metadata), PortMaps: s.PortMaps, Limits: s.Limits, NetOut: s.NetOut,
+		Group: s.Group, Metadata: compact(s.Metadata), PortMaps: s.PortMaps, Limits: s.Limits, NetOut: s.NetOut, Advertise: s.Advertise, TLS: s.TLS,
 		Addresses: []netip.Prefix{netip.PrefixFrom(a, a.BitLen())},
 	}
 	r.name()

@@ -119,7 +119,15 @@ func TestUpAndDown(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if got := c.up("h-2", fmt.Sprintf(`{"Pid":%d,"Properties":{}}`, pid)).Properties["garden.network.container-ip"]; got != "10.255.30.4" {
+	c.write("cni/10-silk.conflist", strings.Replace(read(t, c.path("cni/10-silk.conflist")), `"type":"silk-cni"`, `"type":"silk-cni","advertise":{"group":true},"tls":[{}],"dns":{"nameservers":["169.254.0.2"]}`, 1))
+	if got := c.run("up", "h-3", `{"Pid":0,"Properties":{"policy_group_id":"group-1"}}`, f); !strings.Contains(got.stdout, `"dns_servers":["169.254.0.2"]`) {
+		t.Errorf("up with names and a resolver: %+v", got)
+	}
+	if r := dumpFiles(t, c.path("endpoints")); !strings.Contains(r, `\"advertise\":{\"names\":[\"group-1.apps.internal\"]},\"tls\":[{\"listen\":61443,\"forward\":8080}]`) {
+		t.Errorf("record %s", r)
+	}
+	c.down("h-3")
+	if got := c.up("h-2", fmt.Sprintf(`{"Pid":%d,"Properties":{}}`, pid)).Properties["garden.network.container-ip"]; got != "10.255.30.5" {
 		t.Errorf("address %s", got)
 	}
 	c.down("h-2")

@@ -162,6 +162,12 @@ func (w *Writer) Uint(name string, n uint64) {
 	w.buf = strconv.AppendUint(w.buf, n, 10)
 }
 
+// True writes true.
+func (w *Writer) True(name string) {
+	w.name(name)
+	w.buf = append(w.buf, "true"...)
+}
+
 // Raw writes a value that is JSON already, without its white space.
 func (w *Writer) Raw(name string, value []byte) {
 	w.name(name)
