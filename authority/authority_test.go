@@ -1,0 +1,552 @@
+package authority_test
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"code.cloudfoundry.org/silk/authority"
+	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/registration"
+)
+
+// now is the clock of these tests.
+var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+var (
+	hostAddr = netip.MustParseAddr("10.0.16.5")
+	inside   = netip.MustParseAddr("10.255.30.7")
+	outside  = netip.MustParseAddr("10.255.31.7")
+)
+
+func constraints() authority.Constraints {
+	return authority.Constraints{
+		Subnets: []netip.Prefix{netip.MustParsePrefix("10.255.30.0/24")}, Domains: []registration.Name{"apps.internal"}, TrustDomain: "silk.internal",
+	}
+}
+
+func newRoot(t testing.TB, name string) *authority.Root {
+	t.Helper()
+	cert, key, err := authority.NewRoot(name, 10*365*24*time.Hour, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := authority.ParseRoot(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func newKey(t testing.TB) crypto.Signer {
+	t.Helper()
+	k, err := authority.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func request(t testing.TB, k crypto.Signer) authority.Request {
+	t.Helper()
+	text, err := authority.NewRequest(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, err := authority.ParseRequest(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return q
+}
+
+func intermediate(t testing.TB, r *authority.Root, c authority.Constraints) *authority.Intermediate {
+	t.Helper()
+	k := newKey(t)
+	cert, err := r.Intermediate(hostAddr, request(t, k), c, authority.MaxIntermediate, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i, err := authority.NewIntermediate(cert, k, r.Bundle())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+func TestAnIntermediateIsBound(t *testing.T) {
+	root := newRoot(t, "root")
+	i := intermediate(t, root, constraints())
+	c := i.Certificate()
+	switch {
+	case !c.IsCA || !c.MaxPathLenZero || c.MaxPathLen != 0 || c.KeyUsage != x509.KeyUsageCertSign:
+		t.Errorf("CA %v, path length %d (%v), key usage %v", c.IsCA, c.MaxPathLen, c.MaxPathLenZero, c.KeyUsage)
+	case !c.PermittedDNSDomainsCritical || !slices.Equal(c.PermittedDNSDomains, []string{"apps.internal"}) || !slices.Equal(c.PermittedURIDomains, []string{"silk.internal"}) ||
+		len(c.PermittedIPRanges) != 1 || c.PermittedIPRanges[0].String() != "10.255.30.0/24":
+		t.Errorf("constraints %v %v %v, critical %v", c.PermittedIPRanges, c.PermittedDNSDomains, c.PermittedURIDomains, c.PermittedDNSDomainsCritical)
+	case c.NotAfter.Sub(c.NotBefore) != authority.MaxIntermediate || !c.NotBefore.Equal(now.Add(-authority.Skew)):
+		t.Errorf("valid from %v to %v", c.NotBefore, c.NotAfter)
+	case c.SerialNumber.BitLen() < 64 || len(c.SubjectKeyId) != 20 || string(c.AuthorityKeyId) != string(root.Certificate().SubjectKeyId):
+		t.Errorf("serial %v, key id %x, authority key id %x", c.SerialNumber, c.SubjectKeyId, c.AuthorityKeyId)
+	case !c.BasicConstraintsValid || !critical(c, "2.5.29.19") || !critical(c, "2.5.29.30") || !critical(c, "2.5.29.15"):
+		t.Error("an extension is not critical")
+	}
+	if other := intermediate(t, root, constraints()).Certificate(); other.SerialNumber.Cmp(c.SerialNumber) == 0 {
+		t.Error("two certificates have one serial number")
+	}
+}
+
+func critical(c *x509.Certificate, oid string) bool {
+	return slices.ContainsFunc(c.Extensions, func(e pkix.Extension) bool { return e.Id.String() == oid && e.Critical })
+}
+
+func TestNothingOutlivesItsIssuer(t *testing.T) {
+	cert, key, err := authority.NewRoot("short", authority.MaxIntermediate, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := authority.ParseRoot(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := now.Add(6 * 24 * time.Hour)
+	k := newKey(t)
+	ic, err := root.Intermediate(hostAddr, request(t, k), constraints(), 30*24*time.Hour, late)
+	if err != nil || ic.NotAfter.After(root.Certificate().NotAfter) {
+		t.Fatalf("%v, %v", ic, err)
+	}
+	i, err := authority.NewIntermediate(ic, k, root.Bundle())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := authority.Spec{Addresses: []netip.Addr{inside}, Group: "g"}
+	l, err := i.Leaf(s, late.Add(20*time.Hour))
+	if err != nil || !l.Certificate.NotAfter.Equal(ic.NotAfter) {
+		t.Errorf("%+v, %v", l, err)
+	}
+	if _, err := i.Leaf(s, ic.NotAfter); !errors.Is(err, fault.Unavailable) {
+		t.Errorf("leaf of an intermediate that has expired: %v", err)
+	}
+	for _, when := range []time.Time{root.Certificate().NotAfter, root.Certificate().NotBefore.Add(-time.Second)} {
+		if _, err := root.Intermediate(hostAddr, request(t, k), constraints(), time.Hour, when); !errors.Is(err, fault.Unavailable) {
+			t.Errorf("intermediate of a root that is not valid: %v", err)
+		}
+	}
+	// A clock that went back before the intermediate began.
+	l, err = i.Leaf(s, ic.NotBefore.Add(-48*time.Hour))
+	if err != nil || l.Certificate.NotBefore.Before(ic.NotBefore) || !l.Certificate.NotAfter.After(late) {
+		t.Errorf("%v, %v", l, err)
+	}
+}
+
+func TestLeaf(t *testing.T) {
+	root := newRoot(t, "root")
+	i := intermediate(t, root, constraints())
+	given := []string{"API.apps.internal.", "api.apps.internal", "0.api.apps.internal", "*.web.apps.internal", "evil.example", "*.internal", "", "apps.internal", "xapps.internal", "a b"}
+	l, err := i.Leaf(authority.Spec{Names: given, Addresses: []netip.Addr{inside}, Group: "my group/é"}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := l.Certificate
+	if want := []string{"api.apps.internal", "0.api.apps.internal", "*.web.apps.internal", "apps.internal"}; !slices.Equal(c.DNSNames, want) {
+		t.Errorf("names %q, want %q", c.DNSNames, want)
+	}
+	if want := []string{"evil.example", "*.internal", "", "xapps.internal", "a b"}; !slices.Equal(l.LeftOut, want) {
+		t.Errorf("left out %q, want %q", l.LeftOut, want)
+	}
+	if len(c.URIs) != 1 || c.URIs[0].String() != "spiffe://silk.internal/group/my%20group%2F%C3%A9" {
+		t.Errorf("URIs %v", c.URIs)
+	}
+	if k, ok := c.PublicKey.(*ecdsa.PublicKey); !ok || k.Curve != elliptic.P256() || c.KeyUsage != x509.KeyUsageDigitalSignature || c.IsCA || len(c.SubjectKeyId) != 20 ||
+		!slices.Equal(c.ExtKeyUsage, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}) {
+		t.Errorf("%+v", c)
+	}
+	if c.NotAfter.Sub(c.NotBefore) != authority.LeafLife || !authority.Renewal(c).Equal(c.NotBefore.Add(12*time.Hour)) {
+		t.Errorf("valid from %v to %v, renewal %v", c.NotBefore, c.NotAfter, authority.Renewal(c))
+	}
+	for _, u := range c.ExtKeyUsage {
+		if err := authority.Verify(l.Chain(), root.Bundle(), u, now); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, name := range []string{"api.apps.internal", "x.web.apps.internal", "10.255.30.7"} {
+		if err := c.VerifyHostname(name); err != nil {
+			t.Error(err)
+		}
+	}
+	p, err := authority.PeerOf(c, "silk.internal")
+	if err != nil || p.Is(inside, "my group/é") != nil || p.Is(netip.MustParseAddr("::ffff:10.255.30.7"), "my group/é") != nil {
+		t.Errorf("%+v, %v", p, err)
+	}
+	if err := p.Is(outside, "my group/é"); !errors.Is(err, fault.Denied) {
+		t.Errorf("another address: %v", err)
+	}
+	if err := p.Is(inside, "other"); !errors.Is(err, fault.Denied) {
+		t.Errorf("another group: %v", err)
+	}
+	tc := l.TLS()
+	if len(tc.Certificate) != 2 || tc.Leaf != c {
+		t.Errorf("%d certificates for TLS", len(tc.Certificate))
+	}
+	for _, bad := range []authority.Spec{
+		{Addresses: []netip.Addr{outside}, Group: "g"}, {Addresses: []netip.Addr{inside, outside}, Group: "g"}, {Group: "g"},
+		{Addresses: []netip.Addr{netip.MustParseAddr("::ffff:10.255.30.7")}, Group: "g"}, {Addresses: []netip.Addr{{}}, Group: "g"},
+	} {
+		if _, err := i.Leaf(bad, now); !errors.Is(err, fault.Denied) {
+			t.Errorf("%+v: %v", bad, err)
+		}
+	}
+	if _, err := i.Leaf(authority.Spec{Addresses: []netip.Addr{inside}}, now); !errors.Is(err, fault.Invalid) {
+		t.Errorf("without a group: %v", err)
+	}
+}
+
+func TestNamesOfALeafAreBounded(t *testing.T) {
+	var names []string
+	for n := range authority.MaxNames + 3 {
+		names = append(names, strings.Repeat("x", n/26+1)+string(rune('a'+n%26))+".apps.internal")
+	}
+	l, err := intermediate(t, newRoot(t, "root"), constraints()).Leaf(authority.Spec{Names: names, Addresses: []netip.Addr{inside}, Group: "g"}, now)
+	if err != nil || len(l.Certificate.DNSNames) != authority.MaxNames || len(l.LeftOut) != 3 {
+		t.Errorf("%d names, %d left out, %v", len(l.Certificate.DNSNames), len(l.LeftOut), err)
+	}
+}
+
+// forge signs what a host that was broken into would sign: the template as it is.
+func forge(t testing.TB, i *authority.Intermediate, change func(*x509.Certificate)) *x509.Certificate {
+	t.Helper()
+	k := newKey(t)
+	return forgeFor(t, i.Certificate(), i.Key(), k.Public(), change)
+}
+
+func forgeFor(t testing.TB, issuer *x509.Certificate, key crypto.Signer, public any, change func(*x509.Certificate)) *x509.Certificate {
+	t.Helper()
+	serial, err := rand.Int(rand.Reader, issuer.SerialNumber)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{
+		SerialNumber: serial, NotBefore: now.Add(-time.Minute), NotAfter: now.Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, BasicConstraintsValid: true,
+		Subject: pkix.Name{Organization: []string{"Silk"}},
+	}
+	change(c)
+	der, err := x509.CreateCertificate(rand.Reader, c, issuer, public, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parsed
+}
+
+// forgeries are leaves that no intermediate may sign; the first is a good one.
+func forgeries(t testing.TB, i *authority.Intermediate) map[string][]*x509.Certificate {
+	one := func(change func(*x509.Certificate)) []*x509.Certificate {
+		return []*x509.Certificate{forge(t, i, change), i.Certificate()}
+	}
+	uri := func(s string) []*url.URL {
+		u, err := url.Parse(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []*url.URL{u}
+	}
+	all := map[string][]*x509.Certificate{
+		"good": one(func(c *x509.Certificate) {
+			c.IPAddresses, c.DNSNames, c.URIs = []net.IP{inside.AsSlice()}, []string{"a.apps.internal"}, uri("spiffe://silk.internal/group/g")
+		}),
+		"foreign address":            one(func(c *x509.Certificate) { c.IPAddresses = []net.IP{outside.AsSlice()} }),
+		"own and foreign address":    one(func(c *x509.Certificate) { c.IPAddresses = []net.IP{inside.AsSlice(), outside.AsSlice()} }),
+		"IPv6 address":               one(func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.ParseIP("fd00::1")} }),
+		"foreign name":               one(func(c *x509.Certificate) { c.DNSNames = []string{"api.example.com"} }),
+		"name that ends the same":    one(func(c *x509.Certificate) { c.DNSNames = []string{"xapps.internal"} }),
+		"wildcard above":             one(func(c *x509.Certificate) { c.DNSNames = []string{"*.internal"} }),
+		"foreign trust domain":       one(func(c *x509.Certificate) { c.URIs = uri("spiffe://other.internal/group/g") }),
+		"trust domain as an address": one(func(c *x509.Certificate) { c.URIs = uri("spiffe://10.0.0.1/group/g") }),
+	}
+	k, leaf := newKey(t), newKey(t)
+	below := forgeFor(t, i.Certificate(), i.Key(), k.Public(), func(c *x509.Certificate) {
+		c.IsCA, c.KeyUsage, c.Subject.CommonName, c.MaxPathLen = true, x509.KeyUsageCertSign, "below", -1
+	})
+	all["path length"] = []*x509.Certificate{forgeFor(t, below, k, leaf.Public(), func(c *x509.Certificate) { c.IPAddresses = []net.IP{inside.AsSlice()} }), below, i.Certificate()}
+	return all
+}
+
+func TestConstraintsAreEnforced(t *testing.T) {
+	root := newRoot(t, "root")
+	for name, chain := range forgeries(t, intermediate(t, root, constraints())) {
+		err := authority.Verify(chain, root.Bundle(), x509.ExtKeyUsageServerAuth, now)
+		if good := name == "good"; good != (err == nil) || err != nil && !errors.Is(err, fault.Denied) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestVerifyRefuses(t *testing.T) {
+	root, other := newRoot(t, "root"), newRoot(t, "root")
+	i := intermediate(t, root, constraints())
+	l, err := i.Leaf(authority.Spec{Addresses: []netip.Addr{inside}, Group: "g"}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := x509.ExtKeyUsageServerAuth
+	for name, err := range map[string]error{
+		"no certificate":         authority.Verify(nil, root.Bundle(), server, now),
+		"no root":                authority.Verify(l.Chain(), authority.Bundle{}, server, now),
+		"another root":           authority.Verify(l.Chain(), other.Bundle(), server, now),
+		"no intermediate":        authority.Verify(l.Chain()[:1], root.Bundle(), server, now),
+		"the intermediate alone": authority.Verify(l.Chain()[1:], root.Bundle(), server, now),
+		"too late":               authority.Verify(l.Chain(), root.Bundle(), server, now.Add(25*time.Hour)),
+		"too early":              authority.Verify(l.Chain(), root.Bundle(), server, now.Add(-time.Hour)),
+		"another use":            authority.Verify(l.Chain(), root.Bundle(), x509.ExtKeyUsageCodeSigning, now),
+	} {
+		if !errors.Is(err, fault.Denied) {
+			t.Errorf("%s: %v, want denied", name, err)
+		}
+	}
+}
+
+func TestConstraintsThatLeaveSomethingFree(t *testing.T) {
+	for name, change := range map[string]func(*authority.Constraints){
+		"no subnet":       func(c *authority.Constraints) { c.Subnets = nil },
+		"unmasked subnet": func(c *authority.Constraints) { c.Subnets = []netip.Prefix{netip.MustParsePrefix("10.255.30.1/24")} },
+		"mapped subnet": func(c *authority.Constraints) {
+			c.Subnets = []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr("::ffff:10.0.0.0"), 120)}
+		},
+		"zero subnet":         func(c *authority.Constraints) { c.Subnets = make([]netip.Prefix, 1) },
+		"too many subnets":    func(c *authority.Constraints) { c.Subnets = make([]netip.Prefix, 65) },
+		"no domain":           func(c *authority.Constraints) { c.Domains = nil },
+		"empty domain":        func(c *authority.Constraints) { c.Domains = []registration.Name{""} },
+		"domain of dots":      func(c *authority.Constraints) { c.Domains = []registration.Name{".apps.internal"} },
+		"wildcard domain":     func(c *authority.Constraints) { c.Domains = []registration.Name{"*.internal"} },
+		"no trust domain":     func(c *authority.Constraints) { c.TrustDomain = "" },
+		"address as a domain": func(c *authority.Constraints) { c.TrustDomain = "10.0.0.1" },
+		"upper case":          func(c *authority.Constraints) { c.TrustDomain = "Silk.internal" },
+	} {
+		c := constraints()
+		change(&c)
+		if _, err := newRoot(t, "root").Intermediate(hostAddr, request(t, newKey(t)), c, time.Hour, now); !errors.Is(err, fault.Invalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func pemKey(t testing.TB, kind string, der []byte, err error) []byte {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+}
+
+// selfSigned returns a root of a key in PEM form.
+func selfSigned(t testing.TB, k crypto.Signer, change func(*x509.Certificate)) []byte {
+	t.Helper()
+	c := &x509.Certificate{
+		SerialNumber: serialOne, Subject: pkix.Name{CommonName: "root"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(1000 * time.Hour), IsCA: true,
+		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, MaxPathLen: -1,
+	}
+	change(c)
+	der, err := x509.CreateCertificate(rand.Reader, c, c, k.Public(), k)
+	return pemKey(t, "CERTIFICATE", der, err)
+}
+
+func unchanged(*x509.Certificate) {}
+
+func TestRootsOfEveryKind(t *testing.T) {
+	p256, err1 := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	p384, err2 := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	p224, err3 := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
+	long, err4 := rsa.GenerateKey(rand.Reader, 2048)
+	short, err5 := rsa.GenerateKey(rand.Reader, 1024)
+	_, ed, err6 := ed25519.GenerateKey(rand.Reader)
+	if err := errors.Join(err1, err2, err3, err4, err5, err6); err != nil {
+		t.Fatal(err)
+	}
+	sec1 := func(k *ecdsa.PrivateKey) []byte {
+		der, err := x509.MarshalECPrivateKey(k)
+		return pemKey(t, "EC PRIVATE KEY", der, err)
+	}
+	pkcs8 := func(k any) []byte {
+		der, err := x509.MarshalPKCS8PrivateKey(k)
+		return pemKey(t, "PRIVATE KEY", der, err)
+	}
+	parameters := pemKey(t, "EC PARAMETERS", []byte{6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7}, nil)
+	for name, c := range map[string]struct {
+		key  crypto.Signer
+		text []byte
+		good bool
+	}{
+		"P-256, SEC1":              {p256, sec1(p256), true},
+		"P-256, SEC1 as openssl":   {p256, append(parameters, sec1(p256)...), true},
+		"P-384, PKCS#8":            {p384, pkcs8(p384), true},
+		"RSA, PKCS#1":              {long, pemKey(t, "RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(long), nil), true},
+		"RSA, PKCS#8":              {long, pkcs8(long), true},
+		"Ed25519, PKCS#8":          {ed, pkcs8(ed), true},
+		"RSA of 1024 bits":         {short, pkcs8(short), false},
+		"P-224":                    {p224, pkcs8(p224), false},
+		"another's key":            {p256, pkcs8(p384), false},
+		"no key":                   {p256, parameters, false},
+		"encrypted":                {p256, pemKey(t, "ENCRYPTED PRIVATE KEY", []byte{1}, nil), false},
+		"garbage in a block":       {p256, pemKey(t, "PRIVATE KEY", []byte{1}, nil), false},
+		"EC key in an RSA's block": {p256, pemKey(t, "RSA PRIVATE KEY", []byte{48, 0}, nil), false},
+	} {
+		root, err := authority.ParseRoot(selfSigned(t, c.key, unchanged), c.text)
+		if c.good != (err == nil) || err != nil && !errors.Is(err, fault.Invalid) {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if c.good {
+			if err := root.Check(constraints(), now); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+}
+
+func TestRootsThatCannotBeUsed(t *testing.T) {
+	k := newKey(t)
+	key, err := authority.EncodeKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := selfSigned(t, k, unchanged)
+	for name, text := range map[string][]byte{
+		"nothing":              nil,
+		"a key":                key,
+		"no authority":         selfSigned(t, k, func(c *x509.Certificate) { c.IsCA = false }),
+		"may not sign":         selfSigned(t, k, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCRLSign }),
+		"path length 0":        selfSigned(t, k, func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = 0, true }),
+		"not self-signed":      authority.EncodeCertificates([]*x509.Certificate{intermediate(t, newRoot(t, "x"), constraints()).Certificate()}),
+		"cut off":              append(slices.Clone(good), good[:len(good)-40]...),
+		"garbled, then a good": append([]byte("-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n"), good...),
+	} {
+		if _, err := authority.ParseRoot(text, key); !errors.Is(err, fault.Invalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// What only a trial finds.
+	for name, change := range map[string]func(*x509.Certificate){
+		"expired":           func(c *x509.Certificate) { c.NotAfter = now.Add(-time.Minute) },
+		"for other domains": func(c *x509.Certificate) { c.PermittedDNSDomains = []string{"example.com"} },
+		"for clients alone": func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} },
+	} {
+		root, err := authority.ParseRoot(selfSigned(t, k, change), key)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if err := root.Check(constraints(), now); err == nil {
+			t.Errorf("%s: nothing was found", name)
+		}
+	}
+}
+
+// TestRotation: leaves of the old and the new root verify with the bundle of both, whichever comes first.
+func TestRotation(t *testing.T) {
+	oldCert, oldKey, err1 := authority.NewRoot("root", 10*365*24*time.Hour, now)
+	newCert, newKey, err2 := authority.NewRoot("root", 10*365*24*time.Hour, now)
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	parse := func(key []byte, certs ...[]byte) *authority.Root {
+		r, err := authority.ParseRoot(slices.Concat(certs...), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	steps := []*authority.Root{parse(oldKey, oldCert), parse(oldKey, oldCert, newCert), parse(newKey, newCert, oldCert), parse(newKey, newCert)}
+	var leaves []*authority.Leaf
+	for _, r := range steps {
+		l, err := intermediate(t, r, constraints()).Leaf(authority.Spec{Addresses: []netip.Addr{inside}, Group: "g"}, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaves = append(leaves, l)
+	}
+	for n, want := range [][]bool{{true, true, false, false}, {true, true, true, true}, {true, true, true, true}, {false, false, true, true}} {
+		for m, l := range leaves {
+			if err := authority.Verify(l.Chain(), steps[n].Bundle(), x509.ExtKeyUsageClientAuth, now); (err == nil) != want[m] {
+				t.Errorf("leaf of step %d at step %d: %v", m, n, err)
+			}
+		}
+	}
+	if _, err := authority.ParseRoot(slices.Concat(newCert, oldCert), oldKey); err == nil {
+		t.Error("the key of the second root was taken")
+	}
+}
+
+func TestRequestsAreChecked(t *testing.T) {
+	p224, err1 := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
+	short, err2 := rsa.GenerateKey(rand.Reader, 1024)
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	weak := func(k crypto.Signer) []byte {
+		der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, k)
+		return pemKey(t, "CERTIFICATE REQUEST", der, err)
+	}
+	k := newKey(t)
+	good, err := authority.NewRequest(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := pem.Decode(good)
+	forged := slices.Clone(b.Bytes)
+	forged[len(forged)-1] ^= 1
+	for name, text := range map[string][]byte{
+		"P-224": weak(p224), "RSA of 1024 bits": weak(short), "garbage": []byte("x"), "empty": nil, "another block": pemKey(t, "CERTIFICATE", b.Bytes, nil),
+		"forged signature": pemKey(t, "CERTIFICATE REQUEST", forged, nil),
+	} {
+		if _, err := authority.ParseRequest(text); !errors.Is(err, fault.Invalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// What a host asks for by name is not given.
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
+		Subject: pkix.Name{CommonName: "root"}, DNSNames: []string{"api.example.com"}, IPAddresses: []net.IP{outside.AsSlice()},
+	}, k)
+	q, perr := authority.ParseRequest(pemKey(t, "CERTIFICATE REQUEST", der, err))
+	if perr != nil {
+		t.Fatal(perr)
+	}
+	c, err := newRoot(t, "root").Intermediate(hostAddr, q, constraints(), time.Hour, now)
+	if err != nil || len(c.DNSNames)+len(c.IPAddresses) != 0 || c.Subject.CommonName != "Silk host 10.0.16.5" {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+func TestNewIntermediateChecks(t *testing.T) {
+	root := newRoot(t, "root")
+	i := intermediate(t, root, constraints())
+	leaf := forge(t, i, func(c *x509.Certificate) { c.IPAddresses = []net.IP{inside.AsSlice()} })
+	for name, err := range map[string]error{
+		"another key":  second(authority.NewIntermediate(i.Certificate(), newKey(t), root.Bundle())),
+		"another root": second(authority.NewIntermediate(i.Certificate(), i.Key(), newRoot(t, "root").Bundle())),
+		"no root":      second(authority.NewIntermediate(i.Certificate(), i.Key(), authority.Bundle{})),
+		"a leaf":       second(authority.NewIntermediate(leaf, i.Key(), root.Bundle())),
+		"the root":     second(authority.NewIntermediate(root.Certificate(), newKey(t), root.Bundle())),
+	} {
+		if !errors.Is(err, fault.Invalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
