@@ -81,7 +81,7 @@ func intermediate(t testing.TB, r *authority.Root, c authority.Constraints) *aut
 	if err != nil {
 		t.Fatal(err)
 	}
-	i, err := authority.NewIntermediate(cert, k, r.Bundle())
+	i, err := authority.NewIntermediate(cert, k)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +129,7 @@ func TestNothingOutlivesItsIssuer(t *testing.T) {
 	if err != nil || ic.NotAfter.After(root.Certificate().NotAfter) {
 		t.Fatalf("%v, %v", ic, err)
 	}
-	i, err := authority.NewIntermediate(ic, k, root.Bundle())
+	i, err := authority.NewIntermediate(ic, k)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -537,16 +537,38 @@ func TestNewIntermediateChecks(t *testing.T) {
 	i := intermediate(t, root, constraints())
 	leaf := forge(t, i, func(c *x509.Certificate) { c.IPAddresses = []net.IP{inside.AsSlice()} })
 	for name, err := range map[string]error{
-		"another key":  second(authority.NewIntermediate(i.Certificate(), newKey(t), root.Bundle())),
-		"another root": second(authority.NewIntermediate(i.Certificate(), i.Key(), newRoot(t, "root").Bundle())),
-		"no root":      second(authority.NewIntermediate(i.Certificate(), i.Key(), authority.Bundle{})),
-		"a leaf":       second(authority.NewIntermediate(leaf, i.Key(), root.Bundle())),
-		"the root":     second(authority.NewIntermediate(root.Certificate(), newKey(t), root.Bundle())),
+		"another key": second(authority.NewIntermediate(i.Certificate(), newKey(t))),
+		"a leaf":      second(authority.NewIntermediate(leaf, i.Key())),
+		"the root":    second(authority.NewIntermediate(root.Certificate(), newKey(t))),
 	} {
 		if !errors.Is(err, fault.Invalid) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	unconstrained, err := authority.ParseRoot(selfSigned(t, i.Key(), unchanged), mustKey(t, i.Key()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := authority.NewIntermediate(unconstrained.Certificate(), i.Key()); !errors.Is(err, fault.Invalid) {
+		t.Errorf("without constraints: %v", err)
+	}
+	for name, c := range map[string]struct {
+		roots authority.Bundle
+		good  bool
+	}{"its root": {root.Bundle(), true}, "another root": {newRoot(t, "root").Bundle(), false}, "no root": {authority.Bundle{}, false}} {
+		if err := i.TrustedBy(c.roots); c.good != (err == nil) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func mustKey(t testing.TB, k crypto.Signer) []byte {
+	t.Helper()
+	text, err := authority.EncodeKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
 }
 
 func second[T any](_ T, err error) error { return err }

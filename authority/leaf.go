@@ -22,9 +22,9 @@ type Intermediate struct {
 	constraints Constraints
 }
 
-// NewIntermediate returns the intermediate of a certificate and its key. One that is not what Root.Intermediate makes, or not by one of
-// the roots, is fault.Invalid. Whether it is valid now is not asked.
-func NewIntermediate(cert *x509.Certificate, key crypto.Signer, roots Bundle) (*Intermediate, error) {
+// NewIntermediate returns the intermediate of a certificate and its key. One that is not what Root.Intermediate makes is fault.Invalid. Whether
+// it is valid now, and who signed it, is not asked.
+func NewIntermediate(cert *x509.Certificate, key crypto.Signer) (*Intermediate, error) {
 	if !same(key.Public(), cert.PublicKey) {
 		return nil, fault.Invalidf("the key is not that of the intermediate %v", cert.Subject)
 	}
@@ -35,14 +35,16 @@ func NewIntermediate(cert *x509.Certificate, key crypto.Signer, roots Bundle) (*
 	if err != nil {
 		return nil, err
 	}
-	if roots.IsZero() {
-		return nil, fault.Invalidf("there is no root to verify the intermediate %v with", cert.Subject)
-	}
-	_, err = cert.Verify(x509.VerifyOptions{Roots: roots.pool, CurrentTime: cert.NotBefore, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
-	if err != nil {
-		return nil, fault.New(fault.Invalid, err)
-	}
 	return &Intermediate{cert, key, c}, nil
+}
+
+// TrustedBy reports, as fault.Denied, that none of the roots signed the intermediate, directly or by another one.
+func (i *Intermediate) TrustedBy(roots Bundle) error {
+	if roots.IsZero() {
+		return fault.Deniedf("there is no root to verify the intermediate %v with", i.cert.Subject)
+	}
+	_, err := i.cert.Verify(x509.VerifyOptions{Roots: roots.pool, CurrentTime: i.cert.NotBefore, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	return fault.New(fault.Denied, err)
 }
 
 // Certificate returns the intermediate's certificate.

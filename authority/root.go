@@ -102,7 +102,7 @@ func (r *Root) Check(c Constraints, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	i, err := NewIntermediate(cert, k, r.bundle)
+	i, err := NewIntermediate(cert, k)
 	if err != nil {
 		return err
 	}
