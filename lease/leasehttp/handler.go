@@ -228,17 +228,7 @@ func (h *handler) bound(r *http.Request, underlay netip.Addr) error {
 	if !h.o.BindUnderlay {
 		return nil
 	}
-	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
-		return fault.Deniedf("there is no client certificate that could speak for %v", underlay)
-	}
-	c := r.TLS.PeerCertificates[0]
-	for _, ip := range c.IPAddresses {
-		if a, ok := netip.AddrFromSlice(ip); ok && a.Unmap() == underlay {
-			return nil
-		}
-	}
-	return fault.Deniedf("the client certificate of %q speaks for the addresses %v, not for %v: issue one with that address as IP SAN",
-		c.Subject.CommonName, c.IPAddresses, underlay)
+	return httpjson.SpeaksFor(r, underlay)
 }
 
 // body is what a request brought, after it was received.
