@@ -1,0 +1,175 @@
+package hostca
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"code.cloudfoundry.org/silk/authority"
+)
+
+const (
+	stateFile = "intermediate.json"
+	aside     = ".broken" // ends the name of a state file that made no sense
+	tempFile  = ".tmp-"   // begins what a killed process was writing
+	maxState  = 1 << 20   // of a state file, in bytes
+)
+
+// files is the directory of what outlives a restart. Each file is replaced as a whole.
+type files struct{ dir string }
+
+// saved is what is in it.
+type saved struct {
+	underlay     netip.Addr
+	intermediate *authority.Intermediate // nil: none
+	roots        authority.Bundle
+}
+
+// savedJSON is the content of stateFile: all of it in one file, so that a key and its certificate are never of two kinds.
+type savedJSON struct {
+	Underlay    netip.Addr `json:"underlay_ip"`
+	Key         string     `json:"key"`
+	Certificate string     `json:"certificate"`
+	Roots       string     `json:"roots"`
+}
+
+// openFiles makes the directories and removes what a killed process was still writing.
+func openFiles(dir string) (files, error) {
+	f := files{dir}
+	for _, d := range []struct {
+		path string
+		mode os.FileMode
+	}{{dir, 0o700}, {filepath.Dir(f.path(RootsFile)), 0o755}} {
+		if err := os.MkdirAll(d.path, d.mode); err != nil {
+			return f, fmt.Errorf("open state directory: %w", err)
+		}
+		if err := os.Chmod(d.path, d.mode); err != nil { // whatever umask there is
+			return f, fmt.Errorf("open state directory: %w", err)
+		}
+		left, err := filepath.Glob(filepath.Join(d.path, tempFile+"*"))
+		for _, t := range left {
+			err = errors.Join(err, os.Remove(t))
+		}
+		if err != nil {
+			return f, fmt.Errorf("open state directory: %w", err)
+		}
+	}
+	return f, nil
+}
+
+func (f files) path(name string) string { return filepath.Join(f.dir, name) }
+
+// load reads the state. Nothing saved is the zero saved. A file that makes no sense is renamed and an error.
+func (f files) load() (saved, error) {
+	path := f.path(stateFile)
+	st, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return saved{}, nil
+	}
+	if err == nil && st.Size() > maxState {
+		err = fmt.Errorf("%d bytes: expected at most %d", st.Size(), maxState)
+	}
+	var s saved
+	if err == nil {
+		var b []byte
+		if b, err = os.ReadFile(path); err == nil {
+			s, err = decode(b)
+		}
+	}
+	if err != nil {
+		return saved{}, errors.Join(fmt.Errorf("read state %s: %w", path, err), os.Rename(path, path+aside))
+	}
+	return s, nil
+}
+
+// decode reads the content of a state file.
+func decode(b []byte) (saved, error) {
+	var j savedJSON
+	if err := json.Unmarshal(b, &j); err != nil {
+		return saved{}, err
+	}
+	roots, err := authority.ParseBundle([]byte(j.Roots))
+	if err != nil {
+		return saved{}, fmt.Errorf("roots: %w", err)
+	}
+	key, err := authority.ParseKey([]byte(j.Key))
+	if err != nil {
+		return saved{}, err
+	}
+	certs, err := authority.ParseCertificates([]byte(j.Certificate))
+	if err != nil {
+		return saved{}, err
+	}
+	i, err := authority.NewIntermediate(certs[0], key)
+	return saved{j.Underlay, i, roots}, err
+}
+
+// store writes the roots and then the state, durably; what is there already stays.
+func (f files) store(s saved) error {
+	err := f.replace(RootsFile, s.roots.PEM(), 0o644)
+	if s.intermediate == nil {
+		return err
+	}
+	key, kerr := authority.EncodeKey(s.intermediate.Key())
+	if kerr != nil {
+		return errors.Join(err, kerr)
+	}
+	cert := authority.EncodeCertificates([]*x509.Certificate{s.intermediate.Certificate()})
+	b, jerr := json.Marshal(savedJSON{s.underlay, string(key), string(cert), string(s.roots.PEM())})
+	if jerr != nil {
+		return errors.Join(err, jerr)
+	}
+	return errors.Join(err, f.replace(stateFile, append(b, '\n'), 0o600))
+}
+
+// replace writes a temporary file, its content to the disk, the new name, the directory to the disk. The mode is the file's from the start. A file that
+// has the content already stays.
+func (f files) replace(name string, b []byte, mode os.FileMode) error {
+	path := f.path(name)
+	if st, err := os.Lstat(path); err == nil && st.Mode() == mode && st.Size() == int64(len(b)) {
+		if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, b) {
+			return nil
+		}
+	}
+	t, err := os.CreateTemp(filepath.Dir(path), tempFile) // 0600
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
+			t, err = os.CreateTemp(filepath.Dir(path), tempFile)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	_, err = t.Write(b)
+	if err == nil {
+		err = t.Chmod(mode)
+	}
+	if err == nil {
+		err = t.Sync()
+	}
+	if err = errors.Join(err, t.Close()); err == nil {
+		err = os.Rename(t.Name(), path)
+	}
+	if err != nil {
+		os.Remove(t.Name())
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
