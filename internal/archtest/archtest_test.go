@@ -19,7 +19,7 @@ const module = "code.cloudfoundry.org/silk"
 // The rooms of DESIGN.md section 3. A room also stands for the packages below it unless they are listed themselves.
 var (
 	nouns    = []string{"fault", "revision", "identity", "lease", "policy", "secgroup", "registration", "authority", "flow"}
-	stores   = []string{"lease/leasesql", "lease/leasehttp", "lease/leasetest", "policy/policysql", "policy/policyhttp", "policy/policytest", "registration/registrationhttp", "authority/authorityhttp", "authority/hostca"}
+	stores   = []string{"lease/leasesql", "lease/leasehttp", "lease/leasetest", "policy/policysql", "policy/policyhttp", "policy/policytest", "registration/registrationhttp", "registration/registrationtest", "authority/authorityhttp", "authority/hostca"}
 	kernels  = []string{"overlay", "endpoint", "nat", "firewall", "firewall/nft", "firewall/bpf", "firewall/firewalltest"}
 	programs = []string{"controller", "daemon", "cni", "policyserver", "policyagent", "garden", "dns", "tlsproxy", "cli", "lab"}
 )

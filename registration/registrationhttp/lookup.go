@@ -1,6 +1,7 @@
 package registrationhttp
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -65,6 +66,8 @@ const (
 	maxAnswer   = 4 << 20 // bytes of an answer: some ten thousand addresses
 	idlePerHost = 50
 )
+
+var errNobody = errors.New("no server could be asked")
 
 // NewLookup returns a client of servers such as "https://service-discovery-controller.service.cf.internal:8054". It opens no connection. tc is usually
 // service.Certificates.Client; each server's certificate is verified for its host as it is written here.
@@ -196,10 +199,7 @@ func (l *Lookup) round(ctx context.Context, name registration.Name) ([]netip.Add
 			errs = append(errs, err)
 		}
 	}
-	if len(errs) == 0 { // there was no time for a try
-		return nil, ctx.Err()
-	}
-	return nil, errors.Join(errs...)
+	return nil, cmp.Or(errors.Join(errs...), ctx.Err(), errNobody)
 }
 
 func (l *Lookup) try(ctx context.Context, t target, name registration.Name) ([]netip.Addr, error) {
