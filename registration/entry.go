@@ -116,7 +116,8 @@ const detailsSpace = 128
 // isUUID before a text in details says that it is a UUID in 16 bytes; other numbers are the length of a text.
 const isUUID = 255
 
-// appendDetails appends the endpoint, the group and the zone of r. Endpoints and groups of large deployments are UUIDs, which take less than half so.
+// appendDetails appends the endpoint, the group and the zone of r. Endpoints and groups of large deployments are UUIDs, which take less
+// than half so.
 func appendDetails(b []byte, r *Registration) []byte {
 	return appendText(appendText(appendText(b, r.Endpoint), r.Group), r.Zone)
 }

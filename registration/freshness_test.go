@@ -106,8 +106,8 @@ func TestWarm(t *testing.T) {
 	}
 }
 
-// TestNoOutageEmptiesATable: a source that tells of everything each 20 s while it is there comes and goes at random, and sometimes hangs. What it tells of stays, and what it
-// no longer tells of goes once it is well for long enough.
+// TestNoOutageEmptiesATable: a source that tells of everything each 20 s while it is there comes and goes at random, and sometimes hangs.
+// What it tells of stays, and what it no longer tells of goes once it is well for long enough.
 func TestNoOutageEmptiesATable(t *testing.T) {
 	for seed := range uint64(10) {
 		r := rand.New(rand.NewPCG(seed, 9))

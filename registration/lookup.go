@@ -21,8 +21,9 @@ const (
 // String returns the word.
 func (s Standing) String() string { return [...]string{"absent", "above", "present"}[s] }
 
-// AppendAddrs appends the addresses of a name to dst, in the order in which they came, and says whether the name is there. The name is in lower case,
-// without the final dot. It stands for what Lookup says. Nothing is allocated but for room in dst; any number of goroutines may look up at once.
+// AppendAddrs appends the addresses of a name to dst, in the order in which they came, and says whether the name is there. The name is in
+// lower case, without the final dot. It stands for what Lookup says. Nothing is allocated but for room in dst; any number of goroutines
+// may look up at once.
 func (t *Table) AppendAddrs(dst []netip.Addr, name []byte) ([]netip.Addr, Standing) {
 	f := found{addrs: dst}
 	st := t.look(name, &f)
@@ -36,9 +37,9 @@ func (t *Table) AppendRegistrations(dst []Registration, name []byte) ([]Registra
 	return f.list, st
 }
 
-// Lookup returns the registrations of a name in the order in which their addresses came, and whether there are any. It is the name itself, or else an
-// instance "<index>.<name>" of one, or else covered by a wildcard: by that of the nearest name above it that is there at all, as RFC 4592 has it.
-// What is returned is the caller's.
+// Lookup returns the registrations of a name in the order in which their addresses came, and whether there are any. It is the name
+// itself, or else an instance "<index>.<name>" of one, or else covered by a wildcard: by that of the nearest name above it that is there
+// at all, as RFC 4592 has it. What is returned is the caller's.
 func (t *Table) Lookup(name Name) ([]Registration, bool) {
 	if len(name) > MaxName {
 		return nil, false
@@ -140,8 +141,8 @@ func (t *Table) there(name []byte) bool {
 	return ok
 }
 
-// gather takes the registrations of exactly this name, of one instance if index is not anyInstance, and reports whether it has any and whether
-// it is there at all.
+// gather takes the registrations of exactly this name, of one instance if index is not anyInstance, and reports whether it has any and
+// whether it is there at all.
 func (t *Table) gather(name []byte, index int32, f *found) (has, there bool) {
 	s := t.part(name)
 	s.mu.RLock()

@@ -32,8 +32,8 @@ type Message struct {
 	Registration
 }
 
-// wire is the message as JSON. Sources write more keys; they are passed over. Keys that the deployed controller reads have to be of their types, as there; with
-// another one that is not of its type the message is worth no less than without it.
+// wire is the message as JSON. Sources write more keys; they are passed over. Keys that the deployed controller reads have to be of their
+// types, as there; with another one that is not of its type the message is worth no less than without it.
 type wire struct {
 	Host      string   `json:"host"`
 	URIs      []string `json:"uris"`
@@ -75,9 +75,9 @@ func (n *number) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// ParseMessage reads the payload of a register message, as encoding/json reads it: keys in any case, the last of several, others passed over. What has no
-// host or no names is fault.Invalid, as for the deployed controller, and so is a host that is no address; what is beyond MaxMessage or MaxURIs is
-// fault.Exhausted.
+// ParseMessage reads the payload of a register message, as encoding/json reads it: keys in any case, the last of several, others passed
+// over. What has no host or no names is fault.Invalid, as for the deployed controller, and so is a host that is no address; what is
+// beyond MaxMessage or MaxURIs is fault.Exhausted.
 func ParseMessage(b []byte) (Message, error) {
 	m, host, err := parse(b)
 	if err != nil {
@@ -89,8 +89,9 @@ func ParseMessage(b []byte) (Message, error) {
 	return m, nil
 }
 
-// ParseUnregister reads the payload of an unregister message. It differs from ParseMessage in that the host may be missing, or be no address: such a message is
-// good and removes nothing, as at the deployed controller, where it asks for a registration at a host that none can have.
+// ParseUnregister reads the payload of an unregister message. It differs from ParseMessage in that the host may be missing, or be no
+// address: such a message is good and removes nothing, as at the deployed controller, where it asks for a registration at a host that
+// none can have.
 func ParseUnregister(b []byte) (Message, error) {
 	m, _, err := parse(b)
 	return m, err
@@ -124,8 +125,8 @@ func parse(b []byte) (m Message, host string, err error) {
 	return m, w.Host, nil
 }
 
-// Registrations returns what the message says of each of its names, told of at seen. A name that cannot be read comes as an error, fault.Invalid, in its place,
-// and harms no other.
+// Registrations returns what the message says of each of its names, told of at seen. A name that cannot be read comes as an error,
+// fault.Invalid, in its place, and harms no other.
 func (m Message) Registrations(seen time.Time) iter.Seq2[Registration, error] {
 	return func(yield func(Registration, error) bool) {
 		for _, uri := range m.URIs {

@@ -6,11 +6,12 @@ import (
 	"code.cloudfoundry.org/silk/fault"
 )
 
-// Ranges are the networks whose addresses may have names. Registrations carry no proof of their own, so nobody may give a name to an address outside, and
-// lead those who ask for it there. No ranges accept nothing.
+// Ranges are the networks whose addresses may have names. Registrations carry no proof of their own, so nobody may give a name to an
+// address outside, and lead those who ask for it there. No ranges accept nothing.
 type Ranges []netip.Prefix
 
-// Accept returns nil for an address in the ranges, fault.Denied for others. An address that means the one who uses it, or many, is never accepted.
+// Accept returns nil for an address in the ranges, fault.Denied for others. An address that means the one who uses it, or many, is never
+// accepted.
 func (r Ranges) Accept(a netip.Addr) error {
 	if r.Contains(a) {
 		return nil

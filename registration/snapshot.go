@@ -32,8 +32,8 @@ const snapshotMagic = "silk names 1\n"
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Encode writes a snapshot of the table, taken at the time of day taken. Clock is the time by which registrations are Seen: a snapshot keeps their ages. Equal tables make equal
-// snapshots. Lookups and changes go on meanwhile; each name is as it was at one instant.
+// Encode writes a snapshot of the table, taken at the time of day taken. Clock is the time by which registrations are Seen: a snapshot
+// keeps their ages. Equal tables make equal snapshots. Lookups and changes go on meanwhile; each name is as it was at one instant.
 func (t *Table) Encode(w io.Writer, taken, clock time.Time) error {
 	sum := crc32.New(castagnoli)
 	out := bufio.NewWriterSize(io.MultiWriter(w, sum), 32<<10)
@@ -123,9 +123,9 @@ func minus(a, b int64) int64 {
 	}
 }
 
-// Decode reads a snapshot into a new table, in which registrations are as old by clock as they were when it was taken, and returns when that was. What is no snapshot, not
-// a whole one or another's is fault.Invalid, with the reason. Registrations outside of the ranges, which may have changed, are left out, and so is what the limits leave no
-// room for.
+// Decode reads a snapshot into a new table, in which registrations are as old by clock as they were when it was taken, and returns when
+// that was. What is no snapshot, not a whole one or another's is fault.Invalid, with the reason. Registrations outside of the ranges,
+// which may have changed, are left out, and so is what the limits leave no room for.
 func Decode(r io.Reader, l Limits, in Ranges, clock time.Time) (t *Table, taken time.Time, err error) {
 	d := &decoder{in: bufio.NewReaderSize(r, 32<<10), sum: crc32.New(castagnoli), now: nanos(clock), table: NewTableOf(l), ranges: in}
 	if taken, err = d.snapshot(); err != nil {

@@ -93,8 +93,8 @@ func (t *Table) Register(r Registration) bool {
 	return isNew && err == nil
 }
 
-// Add adds r, or refreshes the registration of the same name and address, and reports whether it is new. To refresh takes no memory. What cannot be
-// a registration is fault.Invalid, what does not fit into the table's Limits fault.Exhausted; the table is then as before.
+// Add adds r, or refreshes the registration of the same name and address, and reports whether it is new. To refresh takes no memory. What
+// cannot be a registration is fault.Invalid, what does not fit into the table's Limits fault.Exhausted; the table is then as before.
 func (t *Table) Add(r Registration) (isNew bool, err error) {
 	r.Address = r.Address.Unmap()
 	if err := r.validate(); err != nil {
@@ -252,8 +252,8 @@ func (t *Table) Unregister(name Name, a netip.Addr) bool {
 	return true
 }
 
-// Prune removes what was told of last before limit and returns how many registrations that were. Lookups go on meanwhile. Freshness says what
-// the limit is, and when.
+// Prune removes what was told of last before limit and returns how many registrations that were. Lookups go on meanwhile. Freshness says
+// what the limit is, and when.
 func (t *Table) Prune(limit time.Time) int {
 	old := nanos(limit)
 	return t.removeAll(func(e *entry) bool { return e.seen < old })
@@ -345,8 +345,8 @@ func (t *Table) Size() int { return int(t.size.Load()) }
 // Turn returns a number that changes whenever a registration comes, goes or says something else, not when one is refreshed.
 func (t *Table) Turn() uint64 { return t.turn.Load() }
 
-// All returns every name with its registrations, in no order. Nothing is locked while the caller is at work: he may change the table; what comes or goes
-// meanwhile may be told of or not.
+// All returns every name with its registrations, in no order. Nothing is locked while the caller is at work: he may change the table;
+// what comes or goes meanwhile may be told of or not.
 func (t *Table) All() iter.Seq2[Name, []Registration] {
 	return func(yield func(Name, []Registration) bool) {
 		for i := range t.shards {
@@ -398,8 +398,8 @@ func (s *shard) appendNames(list []Name) []Name {
 	return list
 }
 
-// Addresses returns every name with its addresses, in the order in which they came, sorted by name. Nothing is locked while the caller is at work, who must not
-// keep the addresses. What comes meanwhile is not told of, what goes may be.
+// Addresses returns every name with its addresses, in the order in which they came, sorted by name. Nothing is locked while the caller is
+// at work, who must not keep the addresses. What comes meanwhile is not told of, what goes may be.
 func (t *Table) Addresses() iter.Seq2[Name, []netip.Addr] {
 	return func(yield func(Name, []netip.Addr) bool) {
 		var list []entry

@@ -1,4 +1,5 @@
-// Package durable replaces files so that whoever reads one, also after a crash, finds what was there before or what was written, never a part.
+// Package durable replaces files so that whoever reads one, also after a crash, finds what was there before or what was written, never a
+// part.
 //
 // Use: Sweep the directory at the start, Replace files in it.
 package durable
@@ -15,8 +16,9 @@ import (
 // temp begins the names of what is being written.
 const temp = ".new-"
 
-// Replace gives path the content that write writes: into a file beside it, which is synced to the disk and renamed, and so is the directory. The file has the mode
-// perm. When anything fails, path is as before. Two callers for one path may interleave; the last to end wins.
+// Replace gives path the content that write writes: into a file beside it, which is synced to the disk and renamed, and so is the
+// directory. The file has the mode perm. When anything fails, path is as before. Two callers for one path may interleave; the last to end
+// wins.
 func Replace(path string, perm fs.FileMode, write func(io.Writer) error) error {
 	dir, base := filepath.Split(path)
 	dir = filepath.Clean(dir)
@@ -43,7 +45,8 @@ func Replace(path string, perm fs.FileMode, write func(io.Writer) error) error {
 	return nil
 }
 
-// Sweep removes from a directory what killed processes were writing. The caller sees to it that nobody else is writing there. A directory that is not there is no error.
+// Sweep removes from a directory what killed processes were writing. The caller sees to it that nobody else is writing there. A directory
+// that is not there is no error.
 func Sweep(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {

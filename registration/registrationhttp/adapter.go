@@ -28,8 +28,9 @@ type AdapterOptions struct {
 	Places  int           // look-ups at once; others wait up to 2 s for a place and are then 503. Default 1,024
 }
 
-// Adapter answers DNS questions that are asked over HTTP, as the deployed adapter does: any method, any path but PathHealth, the question in the parameters name and
-// type. Addresses are shuffled for each answer and hold for no time. There is no NXDOMAIN: a name that stands for nothing has no answers.
+// Adapter answers DNS questions that are asked over HTTP, as the deployed adapter does: any method, any path but PathHealth, the question
+// in the parameters name and type. Addresses are shuffled for each answer and hold for no time. There is no NXDOMAIN: a name that stands
+// for nothing has no answers.
 func Adapter(resolve Resolve, log *slog.Logger, o AdapterOptions) http.Handler {
 	if o.Timeout <= 0 {
 		o.Timeout = 10 * time.Second
@@ -79,7 +80,8 @@ func (a *adapter) answer(w http.ResponseWriter, r *http.Request) {
 		if r.Context().Err() != nil { // who asked has gone
 			level = slog.LevelDebug
 		}
-		a.failures.Write(r.Context(), level, "resolve", http.StatusInternalServerError, append(httpjson.Attrs(r), "name", name[:min(len(name), 300)], "error", err))
+		a.failures.Write(r.Context(), level, "resolve", http.StatusInternalServerError,
+			append(httpjson.Attrs(r), "name", name[:min(len(name), 300)], "error", err))
 		http.Error(w, "look up name: "+fault.Of(err).Error()+": see the log of the adapter", http.StatusInternalServerError)
 		return
 	}

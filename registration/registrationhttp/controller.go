@@ -20,8 +20,8 @@ const (
 	dumpTime  = 30 * time.Second // that a dump may take who asks for it
 )
 
-// Controller serves a table as the deployed controller does: each method is as good as another, paths that are not served are 404. Until warm, a look-up
-// of a name is 500.
+// Controller serves a table as the deployed controller does: each method is as good as another, paths that are not served are 404. Until
+// warm, a look-up of a name is 500.
 func Controller(t *registration.Table, warm func() bool, observe Observe) http.Handler {
 	c := &controller{table: t, warm: warm}
 	routes := httpjson.Admit(dumps, admission, http.HandlerFunc(c.routes)).ServeHTTP

@@ -15,7 +15,8 @@ import (
 
 var example = regexp.MustCompile("(?s)```http\n(.*?)```")
 
-// TestTheDocumentTellsTheTruth runs the requests of docs/api/names.md, each against the API under whose heading it stands, and compares the answers byte by byte.
+// TestTheDocumentTellsTheTruth runs the requests of docs/api/names.md, each against the API under whose heading it stands, and compares
+// the answers byte by byte.
 func TestTheDocumentTellsTheTruth(t *testing.T) {
 	doc, err := os.ReadFile("../../docs/api/names.md")
 	if err != nil {

@@ -31,8 +31,9 @@ type LookupOptions struct {
 	Hosts func(ctx context.Context, host string) ([]netip.Addr, error)
 }
 
-// Lookup asks service-discovery controllers, deployed ones or ours, for addresses. It goes to the next address of a server, and to the next server, when one cannot be
-// reached, is not warm or answers what makes no sense, and begins again until time is up. Who answered last is asked first. It is safe for concurrent use.
+// Lookup asks service-discovery controllers, deployed ones or ours, for addresses. It goes to the next address of a server, and to the
+// next server, when one cannot be reached, is not warm or answers what makes no sense, and begins again until time is up. Who answered
+// last is asked first. It is safe for concurrent use.
 type Lookup struct {
 	servers []*server
 	o       LookupOptions
@@ -69,8 +70,8 @@ const (
 
 var errNobody = errors.New("no server could be asked")
 
-// NewLookup returns a client of servers such as "https://service-discovery-controller.service.cf.internal:8054". It opens no connection. tc is usually
-// service.Certificates.Client; each server's certificate is verified for its host as it is written here.
+// NewLookup returns a client of servers such as "https://service-discovery-controller.service.cf.internal:8054". It opens no connection.
+// tc is usually service.Certificates.Client; each server's certificate is verified for its host as it is written here.
 func NewLookup(servers []string, tc *tls.Config, o LookupOptions) (*Lookup, error) {
 	if o.Timeout <= 0 {
 		o.Timeout = 4 * time.Second
@@ -86,7 +87,8 @@ func NewLookup(servers []string, tc *tls.Config, o LookupOptions) (*Lookup, erro
 	l := &Lookup{o: o}
 	for _, s := range servers {
 		u, err := url.Parse(s)
-		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.User != nil {
+		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" ||
+			u.User != nil {
 			return nil, fault.Invalidf("server %.200q: expected such as https://service-discovery-controller.service.cf.internal:8054", s)
 		}
 		l.servers = append(l.servers, newServer(u, tc, o))
@@ -141,8 +143,8 @@ func (l *Lookup) Close() {
 	}
 }
 
-// Resolve is a Resolve. The addresses are shuffled. When no server can say until the time is up, the error is fault.Unavailable with what the last whole round of
-// tries met.
+// Resolve is a Resolve. The addresses are shuffled. When no server can say until the time is up, the error is fault.Unavailable with what
+// the last whole round of tries met.
 func (l *Lookup) Resolve(ctx context.Context, name string) ([]netip.Addr, error) {
 	n, err := registration.ParseName(name)
 	if err != nil {
@@ -257,7 +259,8 @@ func (s *server) resolve(ctx context.Context) ([]netip.Addr, error) {
 	return addrs, nil
 }
 
-// decodeHosts reads an answer to a look-up. An address that is none is passed over, unless there is nothing else; an answer without a list is no answer.
+// decodeHosts reads an answer to a look-up. An address that is none is passed over, unless there is nothing else; an answer without a
+// list is no answer.
 func decodeHosts(b []byte) ([]netip.Addr, error) {
 	var answer struct {
 		Hosts []struct {

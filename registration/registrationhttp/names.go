@@ -31,8 +31,9 @@ type namesAnswer struct {
 	Names    map[netip.Addr][]registration.Name `json:"names"`
 }
 
-// NamesHandler answers PathNames: which names stand for the addresses that are asked for, sorted; an address without names is not in the answer. The revision, which is the
-// ETag as well, changes when and only when the answer does. Until warm it is 503: names that are not known yet must not be taken for gone.
+// NamesHandler answers PathNames: which names stand for the addresses that are asked for, sorted; an address without names is not in the
+// answer. The revision, which is the ETag as well, changes when and only when the answer does. Until warm it is 503: names that are not
+// known yet must not be taken for gone.
 func NamesHandler(t *registration.Table, warm func() bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
@@ -121,14 +122,16 @@ type Names struct {
 // maxNames bounds an answer in bytes.
 const maxNames = 16 << 20
 
-// NewNames returns a client of the server at base ("http://127.0.0.1:8056"). It opens no connection. A request may take timeout, by default 5 s.
+// NewNames returns a client of the server at base ("http://127.0.0.1:8056"). It opens no connection. A request may take timeout, by
+// default 5 s.
 func NewNames(base string, timeout time.Duration) *Names {
 	if timeout <= 0 {
 		timeout = 5 * time.Second
 	}
 	return &Names{base: strings.TrimSuffix(base, "/"), timeout: timeout, http: &http.Client{
 		Transport: &http.Transport{
-			DialContext: (&net.Dialer{Timeout: timeout}).DialContext, IdleConnTimeout: 90 * time.Second, DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
+			DialContext:     (&net.Dialer{Timeout: timeout}).DialContext,
+			IdleConnTimeout: 90 * time.Second, DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
@@ -137,9 +140,9 @@ func NewNames(base string, timeout time.Duration) *Names {
 // Close closes connections that are not in use.
 func (c *Names) Close() { c.http.CloseIdleConnections() }
 
-// Of returns the names that stand for each of the addresses, at most MaxAddresses, and a revision that is another one when the answer to these addresses is. An address that
-// is not in the answer has none. A server that cannot be reached, or does not know yet, is fault.Unavailable: what was known before still holds then. The caller must not
-// change what is returned.
+// Of returns the names that stand for each of the addresses, at most MaxAddresses, and a revision that is another one when the answer to
+// these addresses is. An address that is not in the answer has none. A server that cannot be reached, or does not know yet, is
+// fault.Unavailable: what was known before still holds then. The caller must not change what is returned.
 func (c *Names) Of(ctx context.Context, addresses []netip.Addr) (names map[netip.Addr][]registration.Name, revision string, err error) {
 	if len(addresses) > MaxAddresses {
 		return nil, "", fault.Invalidf("%d addresses are asked for: expected at most %d", len(addresses), MaxAddresses)
@@ -178,8 +181,8 @@ func (c *Names) ask(ctx context.Context, query string) (namesAnswer, error) {
 	case has && resp.StatusCode == http.StatusNotModified:
 		return known, nil
 	case resp.StatusCode != http.StatusOK:
-		text := string(b[:min(len(b), 200)])
-		return namesAnswer{}, fault.New(httpjson.Kind(resp.StatusCode), &httpjson.StatusError{Status: resp.StatusCode, Text: text, RetryAfter: httpjson.RetryAfter(resp.Header)})
+		e := &httpjson.StatusError{Status: resp.StatusCode, Text: string(b[:min(len(b), 200)]), RetryAfter: httpjson.RetryAfter(resp.Header)}
+		return namesAnswer{}, fault.New(httpjson.Kind(resp.StatusCode), e)
 	}
 	a, err := decodeNames(b)
 	if err != nil {

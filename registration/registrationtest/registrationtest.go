@@ -1,5 +1,5 @@
-// Package registrationtest holds what everyone that finds the addresses of a name must do, as tests to run against one: a table, or the client of a server with a
-// table behind it.
+// Package registrationtest holds what everyone that finds the addresses of a name must do, as tests to run against one: a table, or the
+// client of a server with a table behind it.
 //
 // Use: registrationtest.Run(t, func(t testing.TB, table *registration.Table, warm func() bool) registrationtest.Resolve {...}).
 package registrationtest
