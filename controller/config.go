@@ -41,6 +41,8 @@ type Config struct {
 	BindUnderlayToCertificate bool   `json:"bind_underlay_to_certificate"`
 	LogLevel                  string `json:"log_level"`
 
+	ContainerCA
+
 	Warnings []string        `json:"-"` // of Load, to be logged by Run
 	Level    *slog.LevelVar  `json:"-"` // what the debug server sets; nil: it sets nothing
 	Started  func(Addresses) `json:"-"` // called once when requests are served; nil: nobody asks
@@ -60,6 +62,7 @@ func Defaults() Config {
 		LeaseExpiration: 7 * 24 * 3600, StalenessThreshold: 3600, MetricsEmit: 30,
 		MaxOpenConnections: 200, MaxIdleConnections: 10, ConnectionsMaxLifetime: 3600,
 		ReuseDelay: 3600, LogLevel: "info",
+		ContainerCA: ContainerCA{Domains: []string{"apps.internal"}, TrustDomain: "silk.internal", Seconds: 7 * 24 * 3600},
 	}
 }
 
@@ -109,6 +112,7 @@ func (c *Config) Validate(p *config.Problems) {
 	if _, ok := service.ParseLevel(c.LogLevel); !ok {
 		p.Addf("log_level", "%q: expected debug, info, warn or error", c.LogLevel)
 	}
+	c.ContainerCA.validate(p)
 	if c.Database == nil {
 		c.Database = &sqldb.Config{Type: sqldb.SQLite}
 	}

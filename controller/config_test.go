@@ -79,6 +79,15 @@ func TestEveryProblemIsNamed(t *testing.T) {
 			t.Errorf("error lacks %q:\n%v", want, err)
 		}
 	}
+	_, err = load(t, `{"ca_cert_file":"a","server_cert_file":"b","server_key_file":"c","container_ca_cert_file":"x","container_ca_domains":["*.internal","a b"],
+		"container_ca_trust_domain":"10.0.0.1","container_ca_intermediate_seconds":604801}`)
+	for _, want := range []string{
+		"container_ca_key_file: missing", "container_ca_domains[0]: ", "container_ca_domains[1]: ", "container_ca_trust_domain: ", "container_ca_intermediate_seconds: 604801: expected 3600 to 604800",
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error lacks %q:\n%v", want, err)
+		}
+	}
 	for _, text := range []string{`{"network":"10.255.0.0"}`, `[]`, ``, `{"listen_port":"4103"}`} {
 		if _, err := load(t, text); !errors.Is(err, fault.Invalid) {
 			t.Errorf("%s: %v, want an Invalid fault", text, err)

@@ -66,13 +66,19 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	lim := service.DefaultLimits
 	lim.Write = 5 * time.Minute // profiles take as long as they are asked to
 	loop := &reconcile.Loop{Name: "capacity", Step: p.watchCapacity, Log: log, Resync: seconds(cfg.MetricsEmit)}
-	return service.Run(ctx, log,
+	tasks := []service.Task{
 		service.HTTP("debug", debugging, nil, service.Debug(level), lim, log),
 		service.HTTP("health", health, nil, p.health(), service.DefaultLimits, log),
 		p.storeTask(),
 		p.apiTask(),
-		service.Task{Name: "capacity", Run: loop.Run},
-	)
+		{Name: "capacity", Run: loop.Run},
+	}
+	if p.ca != nil {
+		p.ca.look(ctx) // what is wrong with it is no reason to give no leases
+		look := &reconcile.Loop{Name: "container-ca", Step: p.ca.look, Log: log, Resync: rootEvery}
+		tasks = append(tasks, service.Task{Name: "container-ca", Run: look.Run})
+	}
+	return service.Run(ctx, log, tasks...)
 }
 
 // program is a controller that is being put together or runs.
@@ -85,6 +91,7 @@ type program struct {
 	metrics   *figures
 	alarms    map[lease.Kind]*alarm // of the capacity loop only
 	addresses Addresses
+	ca        *containerCA // nil: there is none
 }
 
 func build(cfg Config, log *slog.Logger) (*program, error) {
@@ -106,6 +113,9 @@ func build(cfg Config, log *slog.Logger) (*program, error) {
 		p.alarms[k] = new(alarm)
 	}
 	p.metrics = newFigures(p.opened.Load)
+	if cfg.ContainerCA.CertFile != "" {
+		p.ca = newContainerCA(cfg, log, p.metrics.registry)
+	}
 	if _, err := p.certs.Server(); err != nil { // before minutes are spent on a database
 		return nil, fmt.Errorf("mutual tls: %w", err)
 	}
@@ -148,6 +158,9 @@ func (p *program) apiTask() service.Task {
 		h := leasehttp.Handler(p.opened.Load(), p.log, leasehttp.HandlerOptions{
 			BindUnderlay: p.cfg.BindUnderlayToCertificate, Observe: p.metrics.requests.Observe(),
 		})
+		if p.ca != nil {
+			h = p.ca.beside(h, p.opened.Load(), p.metrics.requests)
+		}
 		t := service.HTTP("api", ln, tc, p.metrics.inFlight(h), service.DefaultLimits, p.log)
 		served := make(chan error, 1)
 		go func() { served <- t.Run(ctx) }()
