@@ -27,7 +27,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(versionCommand(), labCommand(), statusCommand(), leasesCommand(), endpointCommand(), policyCommand(), asgCommand(), flowsCommand())
+	root.AddCommand(versionCommand(), labCommand(), statusCommand(), leasesCommand(), endpointCommand(), policyCommand(), asgCommand(), flowsCommand(), caCommand())
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
