@@ -215,6 +215,32 @@ func TestLeaf(t *testing.T) {
 	}
 }
 
+// TestSubnetsOfBothFamilies: a host with several leases, one of them IPv6.
+func TestSubnetsOfBothFamilies(t *testing.T) {
+	root, c := newRoot(t, "root"), constraints()
+	c.Subnets = append(c.Subnets, netip.MustParsePrefix("10.255.0.9/32"), netip.MustParsePrefix("fd00:7::/64"))
+	i := intermediate(t, root, c)
+	for _, a := range []string{"10.255.30.255", "10.255.0.9", "fd00:7::1"} {
+		l, err := i.Leaf(authority.Spec{Addresses: []netip.Addr{netip.MustParseAddr(a)}, Group: "g"}, now)
+		if err != nil {
+			t.Error(err)
+		} else if err := authority.Verify(l.Chain(), root.Bundle(), x509.ExtKeyUsageServerAuth, now); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, a := range []string{"10.255.0.8", "10.255.31.0", "fd00:8::1", "fd00:7::1%eth0"} {
+		if i.Covers(netip.MustParseAddr(a)) {
+			t.Errorf("it covers %s", a)
+		}
+	}
+	for _, ip := range []string{"10.255.0.8", "fd00:8::1"} {
+		f := forge(t, i, func(c *x509.Certificate) { c.IPAddresses = []net.IP{netip.MustParseAddr(ip).AsSlice()} })
+		if err := authority.Verify([]*x509.Certificate{f, i.Certificate()}, root.Bundle(), x509.ExtKeyUsageServerAuth, now); err == nil {
+			t.Errorf("a leaf for %s verifies", ip)
+		}
+	}
+}
+
 func TestNamesOfALeafAreBounded(t *testing.T) {
 	var names []string
 	for n := range authority.MaxNames + 3 {

@@ -111,7 +111,7 @@ func (c *containerCA) terms(p netip.Prefix) authority.Constraints {
 func (c *containerCA) look(context.Context) error {
 	all, root, err := c.read()
 	news := !bytes.Equal(all, c.tried)
-	if !news && !c.failing {
+	if r := c.root.Load(); !news && !c.failing && r != nil && time.Now().Before(r.Certificate().NotAfter) {
 		return nil
 	}
 	if err == nil {

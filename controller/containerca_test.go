@@ -1,8 +1,13 @@
 package controller_test
 
 import (
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"log/slog"
+	"math/big"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -240,5 +245,35 @@ func TestARootThatCannotBeUsed(t *testing.T) {
 				t.Errorf("container_ca_up is %v", got)
 			}
 		})
+	}
+}
+
+// TestARootThatEnds: it is told of, and nothing is signed any more.
+func TestARootThatEnds(t *testing.T) {
+	c := issue(t)
+	cfg := c.config(testkit.Database(t, sqldb.SQLite))
+	files, _ := withRoot(t, &cfg)
+	key, err := authority.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "short"}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(4 * time.Second),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, root, root, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := authority.EncodeKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files.put(t, text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	r := start(t, c, cfg, slog.New(slog.DiscardHandler))
+	eventually(t, "the end is not told", func() bool { return metric(t, r, "silk_controller_container_ca_up") == 0 })
+	acquire(t, r.client(t), 1, lease.Block)
+	if _, err := intermediate(t, authorityClient(t, c, r.API, host(1)), host(1)); !errors.Is(err, fault.Unavailable) {
+		t.Errorf("of a root that has ended: %v", err)
 	}
 }

@@ -42,17 +42,19 @@ type savedJSON struct {
 // openFiles makes the directories and removes what a killed process was still writing.
 func openFiles(dir string) (files, error) {
 	f := files{dir}
-	for _, d := range []struct {
-		path string
-		mode os.FileMode
-	}{{dir, 0o700}, {filepath.Dir(f.path(RootsFile)), 0o755}} {
-		if err := os.MkdirAll(d.path, d.mode); err != nil {
-			return f, fmt.Errorf("open state directory: %w", err)
-		}
-		if err := os.Chmod(d.path, d.mode); err != nil { // whatever umask there is
-			return f, fmt.Errorf("open state directory: %w", err)
-		}
-		left, err := filepath.Glob(filepath.Join(d.path, tempFile+"*"))
+	roots := filepath.Dir(f.path(RootsFile))
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = os.MkdirAll(roots, 0o755)
+	}
+	if err == nil {
+		err = os.Chmod(roots, 0o755) // whatever umask there is: containers read it
+	}
+	if err != nil {
+		return f, fmt.Errorf("open state directory: %w", err)
+	}
+	for _, d := range []string{dir, roots} {
+		left, err := filepath.Glob(filepath.Join(d, tempFile+"*"))
 		for _, t := range left {
 			err = errors.Join(err, os.Remove(t))
 		}
