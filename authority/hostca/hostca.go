@@ -28,8 +28,9 @@ const (
 	vainEvery   = 30 * time.Second // from an answer that did not bring what a container needs to the next question for one
 	maxNeeded   = 64               // addresses that are remembered until then
 	lookEvery   = time.Minute      // between two looks at what is due
-	firstRetry  = 2 * time.Second
-	afterAnswer = time.Second // from one answer to the next question that somebody waits for
+	firstRetry  = 2 * time.Second  // after a question that failed; doubled while the controller is away
+	longestHold = 30 * time.Second // for which nobody's need brings the next one forward
+	afterAnswer = time.Second      // from one answer to the next question that somebody waits for
 )
 
 // Config is what an Issuer works with. All of it is required.
@@ -60,10 +61,12 @@ type Issuer struct {
 	heard   time.Time     // when the controller last said which roots are trusted
 	wanted  bool          // somebody needs another intermediate
 	needed  []netip.Addr  // for these, the last ones that were told
-	vain    time.Time     // when one was given that did not serve them
+	inVain  bool          // the last one that was given did not serve them
 	begun   uint64        // questions for an intermediate
 	ended   uint64        // of begun, those that are over
 	err     error         // of the last one
+	ending  time.Time     // when that was over
+	away    int           // questions without an answer, since the last one that had one
 	leaves  uint64        // issued
 	over    chan struct{} // closed at the end of each question
 	changed chan struct{} // closed when now or roots change
@@ -114,7 +117,7 @@ func (i *Issuer) Leaf(ctx context.Context, s authority.Spec) (*authority.Leaf, e
 			return nil, errors.Join(err, failed)
 		case !asked && begun == ended: // none is under way, whose answer may be what is needed
 			if !i.ask(s.Addresses) {
-				return nil, err // it was said a moment ago what there is
+				return nil, errors.Join(err, failed) // it was said a moment ago what there is
 			}
 			asked, after = true, ended
 		}
@@ -154,11 +157,19 @@ func (i *Issuer) progress() (over chan struct{}, begun, ended uint64, err error)
 	return i.over, i.begun, i.ended, i.err
 }
 
-// ask wants an intermediate for some addresses soon. It reports whether there will be a question: not if the last one was in vain a moment ago.
+// ask wants an intermediate for some addresses soon. It reports whether there will be a question now: not if the last one was in vain a moment ago, or failed; what
+// failed is tried again by the loop in its own time. All hosts of a fleet may be in need when the controllers come back.
 func (i *Issuer) ask(addrs []netip.Addr) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if !i.vain.IsZero() && time.Since(i.vain) < vainEvery {
+	hold := vainEvery
+	switch {
+	case i.err != nil:
+		hold = min(firstRetry<<min(i.away, 8), longestHold)
+	case !i.inVain:
+		hold = 0
+	}
+	if time.Since(i.ending) < hold {
 		return false
 	}
 	i.wanted = true

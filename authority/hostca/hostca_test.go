@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -265,6 +266,44 @@ func TestTheControllerIsAway(t *testing.T) {
 		}
 		return ""
 	})
+}
+
+// TestNeedDoesNotStormAController: whatever containers need, a controller that does not answer is asked with growing pauses.
+func TestNeedDoesNotStormAController(t *testing.T) {
+	f := newFleet(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var came atomic.Int32
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			came.Add(1)
+			c.Close()
+		}
+	}()
+	i, stop := start(t, f.config(t, "https://"+ln.Addr().String(), t.TempDir()))
+	ctx, tick := within(t, 5*time.Second), time.NewTicker(5*time.Millisecond)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		i.Need(inside)
+		if _, err := i.Leaf(ctx, spec); err == nil {
+			t.Fatal("a leaf without an intermediate")
+		}
+		<-tick.C
+	}
+	stop()
+	ln.Close()
+	<-done
+	if n := came.Load(); n < 1 || n > 4 {
+		t.Errorf("asked %d times in 5 s", n)
+	}
 }
 
 func TestAnotherSubnetIsAskedForAtOnce(t *testing.T) {

@@ -52,6 +52,9 @@ func oneLeaf(dir string) error {
 // TestKilledAtEverySystemCall kills a process at each call by which it changes files; the next one issues all the same, what containers read is
 // whole whenever it is there, and nothing is left of what was being written.
 func TestKilledAtEverySystemCall(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a hundred processes")
+	}
 	strace, err := exec.LookPath("strace")
 	testkit.Require(t, "tools", err)
 	f := newFleet(t)

@@ -71,8 +71,9 @@ func (i *Issuer) renew(ctx context.Context) error {
 	i.begun++
 	i.wanted = false // who wants one from here on may want what comes after it
 	i.mu.Unlock()
-	next, g, err := i.question(ctx)
-	if err == nil {
+	next, g, failed := i.question(ctx)
+	err := failed
+	if failed == nil {
 		// The files come first: no leaf is shown that the containers of this host do not trust, or that a restart would lose the intermediate of.
 		err = i.files.store(saved{i.cfg.Underlay, next, g.Roots})
 		i.adopt(next, g.Roots)
@@ -83,14 +84,16 @@ func (i *Issuer) renew(ctx context.Context) error {
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.ended, i.err = i.begun, err
-	switch now := time.Now(); {
-	case next == nil:
+	i.ended, i.err = i.begun, failed
+	i.ending = time.Now()
+	if i.away++; !errors.Is(failed, fault.Unavailable) {
+		i.away = 0
+	}
+	if next == nil {
 		i.wanted = true // until it succeeds
-	case len(i.needed) > 0 && !next.Covers(i.needed...) || now.After(next.Certificate().NotAfter):
-		i.vain, i.needed = now, nil
-	default:
-		i.vain, i.needed = time.Time{}, nil
+	} else {
+		i.inVain = len(i.needed) > 0 && !next.Covers(i.needed...) || i.ending.After(next.Certificate().NotAfter)
+		i.needed = nil
 	}
 	close(i.over)
 	i.over = make(chan struct{})
