@@ -49,6 +49,7 @@ func Teardown(ctx context.Context, cfg Config, force bool, log *slog.Logger) err
 	}
 	try("release subnet lease", release(ctx, cfg))
 	try("delete vtep", removeOverlay(ctx, cfg, fabric))
+	try("remove local addresses", removeLocal())
 	try("delete policy table", removePolicies(ctx, cfg, records, log))
 	try("remove state", State{dir: cfg.StateDir}.Remove())
 	if records != nil {
@@ -119,6 +120,16 @@ func removeOverlay(ctx context.Context, cfg Config, fabric *overlay.Fabric) erro
 		return fault.NotFoundf("find link %s: Link not found", cfg.VTEPName)
 	}
 	return err
+}
+
+// removeLocal takes away the addresses at which containers reach programs of ours on the host.
+func removeLocal() error {
+	list, err := kernel.LocalAddrs(nil, overlay.Protocol)
+	errs := []error{err}
+	for _, a := range list {
+		errs = append(errs, kernel.DropLocal(nil, a, overlay.Protocol))
+	}
+	return errors.Join(errs...)
 }
 
 // removePolicies removes the rules that vxlan-policy-agent leaves when it stops. While a container lives, or the agent, they stay: without them the containers

@@ -17,6 +17,7 @@ import (
 	"code.cloudfoundry.org/silk/firewall"
 	"code.cloudfoundry.org/silk/firewall/nft"
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/overlay"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -89,6 +90,7 @@ func TestTeardownLeavesTheHostAsItWas(t *testing.T) {
 		return k
 	}
 	k := attach("one")
+	must(t, kernel.HoldLocal(h.ns, netip.MustParseAddr("169.254.0.2"), overlay.Protocol)) // what silk-dns makes
 	h.term()
 	policies, err := nft.Open(h.ns, nft.Options{}) // what vxlan-policy-agent makes
 	must(t, err)

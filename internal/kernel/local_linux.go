@@ -87,3 +87,41 @@ func (c *Conn) isLocal(addr netip.Addr) error {
 	}
 	return nil
 }
+
+// LocalAddrs returns the addresses that routes of a protocol number make local to ns, nil for the calling thread's namespace, in no order.
+func LocalAddrs(ns *NS, protocol uint8) ([]netip.Addr, error) {
+	c, err := Dial(ns)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	var list []netip.Addr
+	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+		var b Batch
+		b.Add(unix.RTM_GETROUTE, 0, []byte{family, 0, 0, 0, unix.RT_TABLE_LOCAL, 0, 0, 0, 0, 0, 0, 0})
+		before := len(list)
+		err := c.Dump(&b, func() { list = list[:before] }, func(m Message) error {
+			if a, ok := parseLocal(m.Body, protocol); ok && m.Body[0] == family {
+				list = append(list, a)
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, unix.ENOENT) { // a namespace that never had an address has no such table
+			return nil, fmt.Errorf("list local addresses: %w", err)
+		}
+	}
+	return list, nil
+}
+
+// parseLocal reads a dumped route; ok is false for one that is not of the protocol or does not make a single address local.
+func parseLocal(b []byte, protocol uint8) (a netip.Addr, ok bool) {
+	if len(b) < unix.SizeofRtMsg || b[4] != unix.RT_TABLE_LOCAL || b[5] != protocol || b[7] != unix.RTN_LOCAL {
+		return netip.Addr{}, false
+	}
+	for t, v := range Attrs(b[unix.SizeofRtMsg:]) {
+		if t == unix.RTA_DST {
+			a, _ = netip.AddrFromSlice(v)
+		}
+	}
+	return a, a.IsValid() && int(b[1]) == a.BitLen()
+}

@@ -34,24 +34,34 @@ func carryOut(t *testing.T, ns *kernel.NS, b *kernel.Batch) {
 // localRoutes returns the protocol numbers of the routes to addr in table local.
 func localRoutes(t *testing.T, ns *kernel.NS, addr netip.Addr) (protocols []byte) {
 	t.Helper()
-	var b kernel.Batch
-	family := byte(unix.AF_INET)
-	if addr.Is6() {
-		family = unix.AF_INET6
-	}
-	b.Add(unix.RTM_GETROUTE, 0, append([]byte{family, 0, 0, 0, unix.RT_TABLE_LOCAL}, make([]byte, 7)...))
-	err := dial(t, ns).Dump(&b, func() { protocols = nil }, func(m kernel.Message) error {
-		for typ, v := range kernel.Attrs(m.Body[unix.SizeofRtMsg:]) {
-			if typ == unix.RTA_DST && slices.Equal(v, addr.AsSlice()) && m.Body[4] == unix.RT_TABLE_LOCAL {
-				protocols = append(protocols, m.Body[5])
-			}
+	for p := range 256 {
+		list, err := kernel.LocalAddrs(ns, uint8(p))
+		if err != nil {
+			t.Fatal(err)
 		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
+		if slices.Contains(list, addr) {
+			protocols = append(protocols, byte(p))
+		}
 	}
 	return protocols
+}
+
+func TestLocalAddrs(t *testing.T) {
+	ns := newNS(t) // never had an address
+	if list, err := kernel.LocalAddrs(ns, testProtocol); err != nil || len(list) > 0 {
+		t.Errorf("an empty namespace has %v, %v", list, err)
+	}
+	ns = upNS(t)
+	want := []netip.Addr{netip.MustParseAddr("169.254.0.2"), netip.MustParseAddr("169.254.0.3"), netip.MustParseAddr("fd00::2")}
+	for i, a := range append(want, netip.MustParseAddr("169.254.0.4")) {
+		if err := kernel.HoldLocal(ns, a, testProtocol+uint8(i/3)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list, err := kernel.LocalAddrs(ns, testProtocol)
+	if slices.SortFunc(list, netip.Addr.Compare); err != nil || !slices.Equal(list, want) {
+		t.Errorf("local are %v, %v, want %v", list, err, want)
+	}
 }
 
 func TestHoldLocal(t *testing.T) {
