@@ -97,7 +97,13 @@ func (a *agent) enforce(ctx context.Context) (cutError, err error) {
 		a.version++
 		a.save.Kick()
 	}
-	rules, rev, version, router, absent := a.held.Keep(now), a.held.Revision(), a.version, a.router, a.held.Absent()
+	held := a.held.Absent()
+	rules, rev, router, absent := a.held.Keep(now), a.held.Revision(), a.router, a.held.Absent()
+	if absent != held { // its time was over: no list below shows it, and no later Keep
+		a.version++
+		a.save.Kick()
+	}
+	version := a.version
 	groupsVersion := a.groups.version
 	since, logs := a.now.changedAt, a.logs()
 	a.mu.Unlock()

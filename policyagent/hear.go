@@ -178,13 +178,13 @@ func closed(c <-chan struct{}) bool {
 func (a *agent) adopt(u policy.Update, groups []identity.Group) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	was := a.held.Revision()
+	was, held := a.held.Revision(), a.held.Absent()
 	if err := a.held.Update(u, groups, wall()); err != nil {
 		return err
 	}
 	first := !a.known
 	a.known = true
-	if !u.Changes() && !first {
+	if !u.Changes() && !first && a.held.Absent() == held { // an answer may find the time of what is held over
 		if a.now.inForce == was && was != (revision.Revision{}) {
 			a.now.inForce = u.Revision // what lies between does not touch this host
 		}
