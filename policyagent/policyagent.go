@@ -86,6 +86,7 @@ type agent struct {
 	nudged  chan struct{}        // ends a pause between questions to policy-server
 	latency prometheus.Histogram // from hearing of a change to having it in the kernel
 	flows   *flowLog
+	peers   peers
 	closers []func() error
 
 	feed        policy.Feed
@@ -97,8 +98,9 @@ type agent struct {
 
 	mu            sync.Mutex
 	held          *policy.Held
-	version       uint64 // changes with what is held
-	known         bool   // there was a list of policies, now or in an earlier life
+	version       uint64  // changes with what is held
+	tagged        *tagged // of groups by tag; nil until somebody asks, and of an older version once that changed
+	known         bool    // there was a list of policies, now or in an earlier life
 	router        identity.Tag
 	groups        groups
 	logging       bool // the switch of the debug server, and of what goes outside the next
@@ -115,6 +117,7 @@ func open(ctx context.Context, cfg Config, ns *kernel.NS, log *slog.Logger) (*ag
 		a.close()
 		return nil, err
 	}
+	a.closers = append(a.closers, a.peers.close)
 	a.opened, a.groups.nudged = wall(), make(chan struct{}, 1)
 	a.enforcement = &reconcile.Loop{Name: "enforcement", Step: a.pass, Log: log, Resync: passResync, MinGap: passGap, Retry: passRetry}
 	a.flows.changed = a.enforcement.Kick

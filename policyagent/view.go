@@ -11,6 +11,7 @@ import (
 	"code.cloudfoundry.org/silk/firewall"
 	"code.cloudfoundry.org/silk/internal/httpjson"
 	"code.cloudfoundry.org/silk/internal/service"
+	"code.cloudfoundry.org/silk/policy/policyhttp"
 	"code.cloudfoundry.org/silk/revision"
 )
 
@@ -137,6 +138,7 @@ func (a *agent) debugHandler(level *slog.LevelVar) http.Handler {
 	m.HandleFunc("/iptables-c2c-logging", a.serveLogging)
 	m.HandleFunc("/flow-log", a.serveSwitch)
 	m.HandleFunc("GET /flows", a.flows.serveFlows(make(chan struct{}, followers)))
+	m.HandleFunc("GET "+policyhttp.PathPeer, a.servePeer)
 	m.Handle("/metrics", a.metrics())
 	m.HandleFunc("/health", func(w http.ResponseWriter, _ *http.Request) {
 		h, alive, _ := a.health()
