@@ -32,6 +32,13 @@ type tagged struct {
 	groups  map[identity.Tag]identity.Group
 }
 
+// peerHandler serves the local socket for those who have to know that it is the agent whom they ask.
+func (a *agent) peerHandler() http.Handler {
+	m := http.NewServeMux()
+	m.HandleFunc("GET "+policyhttp.PathPeer, a.servePeer)
+	return m
+}
+
 // servePeer answers GET /peer?source=IP:PORT&destination=IP:PORT&protocol=tcp, addresses and ports being those that the destination sees.
 func (a *agent) servePeer(w http.ResponseWriter, r *http.Request) {
 	c, err := parsePeerQuery(r.URL.RawQuery)

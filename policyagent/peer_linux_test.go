@@ -23,7 +23,7 @@ import (
 )
 
 func (r *running) peers() *policyhttp.PeerClient {
-	c := policyhttp.NewPeerClient(r.cfg.debugAddress(), 5*time.Second)
+	c := policyhttp.NewPeerClient(uint16(r.cfg.DebugPort), 5*time.Second)
 	r.t.Cleanup(c.Close)
 	return c
 }
