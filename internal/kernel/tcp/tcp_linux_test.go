@@ -290,12 +290,15 @@ func TestNothingLeaks(t *testing.T) {
 		}
 		return ""
 	})
-	for _, task := range tasks(t) {
-		var st unix.Stat_t
-		if err := unix.Stat("/proc/self/task/"+task+"/ns/net", &st); err == nil && (kernel.NSID{Dev: uint64(st.Dev), Ino: st.Ino}) != home {
-			t.Errorf("thread %s is left in another namespace", task)
+	testkit.Within(t, 10*time.Second, func() string { // those that are given up take a moment to go
+		for _, task := range tasks(t) {
+			var st unix.Stat_t
+			if err := unix.Stat("/proc/self/task/"+task+"/ns/net", &st); err == nil && (kernel.NSID{Dev: uint64(st.Dev), Ino: st.Ino}) != home {
+				return "thread " + task + " is left in another namespace"
+			}
 		}
-	}
+		return ""
+	})
 }
 
 func tasks(t *testing.T) (names []string) {
