@@ -15,11 +15,14 @@ const loopback = 1
 // HoldLocal makes addr an address of ns, nil for the calling thread's namespace, without giving it to a device: a route of type local on
 // the loopback interface, with a protocol number that says whose it is. The namespace then takes what comes for addr from whichever
 // device, and programs can listen on it. It is there until DropLocal, and gone when somebody takes the loopback interface down. An address that
-// is local already is left as it is; one that is routed otherwise by the local table is fault.Conflict. For link-local addresses
+// is local already is left as it is; one that is routed otherwise by the local table is fault.Conflict, none at all fault.Invalid. For link-local addresses
 // it is as:
 //
 //	ip route add local 169.254.0.2 dev lo table local proto PROTOCOL
 func HoldLocal(ns *NS, addr netip.Addr, protocol uint8) error {
+	if addr = addr.Unmap(); !addr.IsValid() || addr.IsUnspecified() {
+		return fault.Invalidf("make %v an address of the host: expected a single address", addr)
+	}
 	c, err := Dial(ns)
 	if err != nil {
 		return err
@@ -41,6 +44,9 @@ func HoldLocal(ns *NS, addr netip.Addr, protocol uint8) error {
 
 // DropLocal takes back what HoldLocal did. A route of another protocol number stays, and one that is not there is no error.
 func DropLocal(ns *NS, addr netip.Addr, protocol uint8) error {
+	if addr = addr.Unmap(); !addr.IsValid() {
+		return fault.Invalidf("take an address from the host: expected one")
+	}
 	c, err := Dial(ns)
 	if err != nil {
 		return err

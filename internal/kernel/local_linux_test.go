@@ -115,6 +115,20 @@ func TestHoldLocalLeavesWhatIsThere(t *testing.T) {
 	b.Add(unix.RTM_NEWROUTE, unix.NLM_F_CREATE, []byte{unix.AF_INET, 32, 0, 0, unix.RT_TABLE_LOCAL, unix.RTPROT_STATIC, 0, unix.RTN_BLACKHOLE, 0, 0, 0, 0})
 	b.Attr(unix.RTA_DST, addr.AsSlice())
 	carryOut(t, ns, &b)
+	for _, none := range []netip.Addr{{}, netip.IPv4Unspecified(), netip.IPv6Unspecified()} { // which would be every address
+		if err := kernel.HoldLocal(ns, none, testProtocol); !errors.Is(err, fault.Invalid) {
+			t.Errorf("hold %v: %v, want fault.Invalid", none, err)
+		}
+	}
+	if err := kernel.DropLocal(ns, netip.Addr{}, testProtocol); !errors.Is(err, fault.Invalid) {
+		t.Errorf("drop no address: %v, want fault.Invalid", err)
+	}
+	if err := kernel.HoldLocal(ns, netip.MustParseAddr("::ffff:169.254.0.3"), testProtocol); err != nil {
+		t.Error(err)
+	}
+	if list, err := kernel.LocalAddrs(ns, testProtocol); err != nil || !slices.Equal(list, []netip.Addr{netip.MustParseAddr("169.254.0.3")}) {
+		t.Errorf("local are %v, %v", list, err)
+	}
 	if err := kernel.HoldLocal(ns, addr, testProtocol); !errors.Is(err, fault.Conflict) {
 		t.Errorf("an address that somebody refuses: %v, want fault.Conflict", err)
 	}
