@@ -17,8 +17,8 @@ import (
 	"code.cloudfoundry.org/silk/policy/policyhttp"
 )
 
-// peers tells who began a connection to a container of this host. The kernel noted the tag in the connection's mark when a policy let its first packet in, before
-// the container could hear of it.
+// peers tells who began a connection to a container of this host. The kernel noted the tag in the connection's mark when a policy let its
+// first packet in, before the container could hear of it.
 type peers struct {
 	mu    sync.Mutex
 	table *kernel.Conntrack // nil until somebody asks, and after a failure

@@ -70,8 +70,10 @@ func TestPeersOnOneHost(t *testing.T) {
 		w := newWorld(t)
 		r := w.start(w.policies(), func(c *Config) { c.ConnMask = mask })
 		web, api, other := w.attach("web"), w.attach("api"), w.attach("other")
-		w.onHost("nft add table ip foreign && nft 'add chain ip foreign pre { type filter hook prerouting priority -100; }' && nft add rule ip foreign pre ct state new ct mark set 0x30000000")
-		w.allow(r, tcpPolicy("web", "api", 61443), tcpPolicy("other", "api", 61443), policy.Policy{Source: "web", Destination: "api", Protocol: policy.TCP, Ports: policy.Ports{First: 7000, Last: 7005}})
+		w.onHost(`nft add table ip foreign && nft 'add chain ip foreign pre { type filter hook prerouting priority -100; }' &&
+			nft add rule ip foreign pre ct state new ct mark set 0x30000000`)
+		w.allow(r, tcpPolicy("web", "api", 61443), tcpPolicy("other", "api", 61443))
+		w.allow(r, policy.Policy{Source: "web", Destination: "api", Protocol: policy.TCP, Ports: policy.Ports{First: 7000, Last: 7005}})
 		for _, m := range []*member{web, api, other} {
 			if status, text := r.force("/force-policy-poll-cycle?network=silk&interface=eth0&container=" + m.key.Container); status != 200 {
 				t.Fatalf("wait for %v: %d %s", m.key, status, text)
@@ -113,14 +115,16 @@ func TestPeersThatAreNotKnown(t *testing.T) {
 	for query, want := range map[string]string{
 		"": "source=", "source=10.255.30.2:1": "destination=", "source=10.255.30.2&destination=10.255.30.3:1": "expected an address and a port",
 		"source=10.255.30.2:0&destination=10.255.30.3:1": "source=", "source=10.255.30.2:1&source=10.255.30.2:2&destination=10.255.30.3:1": "once",
-		"source=10.255.30.2:1&destination=10.255.30.3:1&protocol=icmp": "expected tcp or udp", "source=10.255.30.2:1&destination=10.255.30.3:1&protocol=tcp&protocol=udp": "once",
+		"source=10.255.30.2:1&destination=10.255.30.3:1&protocol=icmp":             "expected tcp or udp",
+		"source=10.255.30.2:1&destination=10.255.30.3:1&protocol=tcp&protocol=udp": "once",
 		"source=%zz": "query", "source=[fe80::1%25eth0]:1&destination=10.255.30.3:1": "source=",
 	} {
 		if status, text := ask(query); status != 400 || !strings.Contains(text, want) {
 			t.Errorf("%s: %d %s, want 400 with %s", query, status, text, want)
 		}
 	}
-	if status, text := ask("source=10.255.30.2:1&destination=10.255.30.3:1"); status != 404 || !strings.Contains(text, "no tcp connection from 10.255.30.2:1 to 10.255.30.3:1 passes this host") {
+	none := "no tcp connection from 10.255.30.2:1 to 10.255.30.3:1 passes this host"
+	if status, text := ask("source=10.255.30.2:1&destination=10.255.30.3:1"); status != 404 || !strings.Contains(text, none) {
 		t.Errorf("%d %s", status, text)
 	}
 	at, said := api.accepting(r, 61443)
@@ -220,7 +224,10 @@ func FuzzPeerQuery(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if c.protocol != policy.TCP && c.protocol != policy.UDP || !c.source.IsValid() || c.source.Port() == 0 || c.destination.Port() == 0 || c.source.Addr().Is4In6() || c.destination.Addr().Zone() != "" {
+		bad := func(a netip.AddrPort) bool {
+			return !a.IsValid() || a.Port() == 0 || a.Addr().Is4In6() || a.Addr().Zone() != ""
+		}
+		if c.protocol != policy.TCP && c.protocol != policy.UDP || bad(c.source) || bad(c.destination) {
 			t.Fatalf("%q became %+v", raw, c)
 		}
 	})

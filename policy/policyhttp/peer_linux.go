@@ -79,8 +79,9 @@ func userOf(c *net.UnixConn) (int, error) {
 	return int(peer.Uid), nil
 }
 
-// Peer returns who began the connection from source to destination, as its destination sees both; a container that accepted it may ask at once. fault.NotFound when
-// no such connection passes this host, no policy let it in, or its group is not known; fault.Unavailable when the agent does not answer.
+// Peer returns who began the connection from source to destination, as its destination sees both; a container that accepted it may ask at
+// once. fault.NotFound when no such connection passes this host, no policy let it in, or its group is not known; fault.Unavailable when
+// the agent does not answer.
 func (c *PeerClient) Peer(ctx context.Context, source, destination netip.AddrPort, protocol policy.Protocol) (Peer, error) {
 	q := url.Values{"source": {source.String()}, "destination": {destination.String()}, "protocol": {protocol.String()}}
 	var p Peer
