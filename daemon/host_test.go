@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/internal/durable"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/lease"
 	"github.com/google/go-cmp/cmp"
@@ -213,7 +214,7 @@ func TestStateSurvives(t *testing.T) {
 	if err := s.SetPeers(p.State()); err != nil {
 		t.Fatal(err)
 	}
-	os.WriteFile(filepath.Join(dir, tempFile+"1"), []byte("half"), 0o600)
+	os.WriteFile(filepath.Join(dir, durable.Temp+"1"), []byte("half"), 0o600)
 	if s, err = OpenState(dir); err != nil {
 		t.Fatal(err)
 	}

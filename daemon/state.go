@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
 
+	"code.cloudfoundry.org/silk/internal/durable"
 	"code.cloudfoundry.org/silk/lease"
 )
 
@@ -19,7 +21,6 @@ const (
 	leaseFile = "lease.json"
 	peersFile = "peers.json"
 	lockFile  = "daemon.lock"
-	tempFile  = ".tmp-" // begins what a killed process was writing
 )
 
 // maxState bounds a state file in bytes: 65,000 leases take about 6 MiB.
@@ -42,14 +43,8 @@ func OpenState(dir string) (State, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return State{}, fmt.Errorf("open state directory: %w", err)
 	}
-	left, err := filepath.Glob(filepath.Join(dir, tempFile+"*"))
-	if err != nil {
+	if err := durable.Sweep(dir); err != nil {
 		return State{}, fmt.Errorf("open state directory: %w", err)
-	}
-	for _, f := range left {
-		if err := os.Remove(f); err != nil {
-			return State{}, fmt.Errorf("open state directory: %w", err)
-		}
 	}
 	return State{dir: dir}, nil
 }
@@ -136,7 +131,7 @@ func (s State) read(name string, v any) (ok bool, err error) {
 	return true, nil
 }
 
-// write replaces a file: a temporary file, its content on the disk, the new name, the directory on the disk. A file that has
+// write replaces a file. One that has
 // the content already stays.
 func (s State) write(name string, v any) error {
 	if s.dir == "" {
@@ -153,31 +148,11 @@ func (s State) write(name string, v any) error {
 	if old, err := os.ReadFile(filepath.Join(s.dir, name)); err == nil && bytes.Equal(old, b) {
 		return nil
 	}
-	f, err := os.CreateTemp(s.dir, tempFile)
-	if err != nil {
-		return fmt.Errorf("write state %s: %w", name, err)
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), filepath.Join(s.dir, name))
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return fmt.Errorf("write state %s: %w", name, err)
-	}
-	if err := syncDir(s.dir); err != nil {
-		return fmt.Errorf("write state %s: %w", name, err)
+	if err := durable.Replace(filepath.Join(s.dir, name), 0o600, func(w io.Writer) error {
+		_, err := w.Write(b)
+		return err
+	}); err != nil {
+		return fmt.Errorf("write state: %w", err)
 	}
 	return nil
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

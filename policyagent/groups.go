@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/identity"
+	"code.cloudfoundry.org/silk/internal/durable"
 	"code.cloudfoundry.org/silk/internal/reconcile"
 	"code.cloudfoundry.org/silk/secgroup"
 )
@@ -262,36 +264,15 @@ func (s *state) saveGroups(h secgroup.HeldState) error {
 	}
 	b, err := json.Marshal(storedGroups{h, sumOf(h)})
 	if err == nil {
-		err = s.write(groupsFile, append(b, '\n'))
+		err = durable.Replace(filepath.Join(s.dir, groupsFile), 0o600, func(w io.Writer) error {
+			_, err := w.Write(append(b, '\n'))
+			return err
+		})
 	}
 	if err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
 	return nil
-}
-
-// write replaces a file: a temporary one, its content on the disk, the new name, the directory on the disk.
-func (s *state) write(name string, content []byte) error {
-	f, err := os.CreateTemp(s.dir, tempFile)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), filepath.Join(s.dir, name))
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return err
-	}
-	d, err := os.Open(s.dir)
-	if err == nil {
-		err = errors.Join(d.Sync(), d.Close())
-	}
-	return err
 }
 
 // writeGroups stores what is known of security groups, if it is another than was stored last.

@@ -17,6 +17,7 @@ import (
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/identity"
+	"code.cloudfoundry.org/silk/internal/durable"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/policy"
 	"code.cloudfoundry.org/silk/revision"
@@ -26,7 +27,6 @@ import (
 const (
 	policiesFile = "policies.jsonl"
 	lockFile     = "agent.lock"
-	tempFile     = ".tmp-" // begins what a killed process was writing
 )
 
 // saved is what has to outlive a reboot: the last complete list of policies, and the tag of overlay ingress.
@@ -65,12 +65,9 @@ func openState(ctx context.Context, dir string) (s *state, unlock func() error, 
 		f.Close()
 		return nil, nil, fmt.Errorf("open state directory: is another vxlan-policy-agent running with it? %w", err)
 	}
-	left, _ := filepath.Glob(filepath.Join(dir, tempFile+"*")) // the pattern is good
-	for _, l := range left {
-		if err := os.Remove(l); err != nil {
-			f.Close()
-			return nil, nil, fmt.Errorf("open state directory: %w", err)
-		}
+	if err := durable.Sweep(dir); err != nil {
+		f.Close()
+		return nil, nil, fmt.Errorf("open state directory: %w", err)
 	}
 	return &state{dir: dir}, f.Close, nil
 }
@@ -311,35 +308,23 @@ func (s *state) add(c savedChange) error {
 	return errors.Join(err, f.Sync())
 }
 
-// replace writes the whole file: a temporary one, its content on the disk, the new name, the directory on the disk. Only its owner can read it.
+// replace writes the whole file. Only its owner can read it.
 func (s *state) replace(v saved) (size int64, sum policy.Digest, err error) {
-	f, err := os.CreateTemp(s.dir, tempFile)
+	err = durable.Replace(filepath.Join(s.dir, policiesFile), 0o600, func(f io.Writer) error {
+		w := bufio.NewWriterSize(f, 64<<10)
+		if sum, err = writeSaved(w, v); err == nil {
+			err = w.Flush()
+		}
+		return err
+	})
 	if err != nil {
 		return 0, 0, err
 	}
-	w := bufio.NewWriterSize(f, 64<<10)
-	sum, err = writeSaved(w, v)
-	if err == nil {
-		err = w.Flush()
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err == nil {
-		size, err = f.Seek(0, io.SeekCurrent)
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), filepath.Join(s.dir, policiesFile))
-	}
+	st, err := os.Stat(filepath.Join(s.dir, policiesFile))
 	if err != nil {
-		os.Remove(f.Name())
 		return 0, 0, err
 	}
-	d, err := os.Open(s.dir)
-	if err == nil {
-		err = errors.Join(d.Sync(), d.Close())
-	}
-	return size, sum, err
+	return st.Size(), sum, nil
 }
 
 func savedRuleOf(r policy.Rule, until time.Time) savedRule {

@@ -12,6 +12,7 @@ import (
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/identity"
+	"code.cloudfoundry.org/silk/internal/durable"
 	"code.cloudfoundry.org/silk/policy"
 	"code.cloudfoundry.org/silk/revision"
 )
@@ -88,7 +89,7 @@ func TestWhatAKilledAgentWasWritingIsRemoved(t *testing.T) {
 	if err := s.save(want); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, tempFile+"123"), []byte("half"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, durable.Temp+"123"), []byte("half"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := unlock(); err != nil {
@@ -98,7 +99,7 @@ func TestWhatAKilledAgentWasWritingIsRemoved(t *testing.T) {
 	if got, err := s.load(); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if left, _ := filepath.Glob(filepath.Join(dir, tempFile+"*")); len(left) > 0 {
+	if left, _ := filepath.Glob(filepath.Join(dir, durable.Temp+"*")); len(left) > 0 {
 		t.Errorf("%q is left", left)
 	}
 }

@@ -13,8 +13,8 @@ import (
 	"path/filepath"
 )
 
-// temp begins the names of what is being written.
-const temp = ".new-"
+// Temp begins the names of what is being written.
+const Temp = ".new-"
 
 // Replace gives path the content that write writes: into a file beside it, which is synced to the disk and renamed, and so is the
 // directory. The file has the mode perm. When anything fails, path is as before. Two callers for one path may interleave; the last to end
@@ -22,7 +22,7 @@ const temp = ".new-"
 func Replace(path string, perm fs.FileMode, write func(io.Writer) error) error {
 	dir, base := filepath.Split(path)
 	dir = filepath.Clean(dir)
-	f, err := os.CreateTemp(dir, temp+base+"-")
+	f, err := os.CreateTemp(dir, Temp+base+"-")
 	if err != nil {
 		return fmt.Errorf("replace %s: %w", path, err)
 	}
@@ -57,7 +57,7 @@ func Sweep(dir string) error {
 	}
 	var errs []error
 	for _, e := range entries {
-		if n := e.Name(); len(n) > len(temp) && n[:len(temp)] == temp {
+		if n := e.Name(); len(n) > len(Temp) && n[:len(Temp)] == Temp {
 			if err := os.Remove(filepath.Join(dir, n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				errs = append(errs, fmt.Errorf("sweep: %w", err))
 			}
