@@ -73,8 +73,8 @@ func (c *call) metadataUpdate(ctx context.Context, change func(map[string]json.R
 		return fmt.Errorf("open data file: %w", err)
 	}
 	defer f.Close()
-	os.Remove(tempOf(path)) // a writer was killed
-	os.Remove(tempOf(path + "_version"))
+	os.Remove(kernel.TempOf(path)) // a writer was killed
+	os.Remove(kernel.TempOf(path + "_version"))
 	b, err := io.ReadAll(io.LimitReader(f, maxStore+1))
 	if err != nil {
 		return fmt.Errorf("read data file: %w", err)
@@ -124,7 +124,7 @@ func (w *wrapper) bump(path string, fresh bool) error {
 	default:
 		now = time.Now().Unix()
 	}
-	return replaceFile(f, path, strconv.AppendInt(nil, now+1, 10))
+	return kernel.ReplaceLocked(f, path, strconv.AppendInt(nil, now+1, 10))
 }
 
 // owner returns who is to own the files, -1 for nobody in particular.

@@ -4,16 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/internal/kernel"
@@ -123,7 +120,7 @@ func (c *call) storeUpdate(ctx context.Context, change func(map[string]json.RawM
 		return fmt.Errorf("open store: %w", err)
 	}
 	defer f.Close()
-	os.Remove(tempOf(path)) // a writer was killed
+	os.Remove(kernel.TempOf(path)) // a writer was killed
 	b, err := io.ReadAll(io.LimitReader(f, maxStore+1))
 	if err != nil {
 		return fmt.Errorf("read store: %w", err)
@@ -165,14 +162,8 @@ func parseStore(b []byte) (map[string]json.RawMessage, error) {
 
 // mendStore keeps the store that could not be understood and returns what the endpoint records say should be in it.
 func (c *call) mendStore(path string, cause error, entry func(endpoint.Record) storeEntry) (map[string]json.RawMessage, error) {
-	// A second name needs no room, and the file that replaces it gets the first. The inode's number keeps attempts that fail
-	// from leaving one each.
-	st, err := os.Stat(path)
+	kept, err := kernel.KeepBroken(path)
 	if err != nil {
-		return nil, fmt.Errorf("keep broken store (%w): %w", cause, err)
-	}
-	kept := fmt.Sprintf("%s.broken-%d", path, st.Sys().(*syscall.Stat_t).Ino)
-	if err := os.Link(path, kept); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("keep broken store (%w): %w", cause, err)
 	}
 	c.warn("store %s was broken (%v): it is kept as %s and made again from the endpoint records", path, cause, kept)
@@ -202,41 +193,5 @@ func replaceStore(f *os.File, path string, entries map[string]json.RawMessage) e
 	if err != nil {
 		return err
 	}
-	return replaceFile(f, path, append(b, '\n'))
-}
-
-// replaceFile puts a new file in the place of f, with its owner and mode. The caller holds the lock that its writers take.
-func replaceFile(f *os.File, path string, content []byte) error {
-	t, err := os.OpenFile(tempOf(path), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = t.Write(content)
-	if err == nil {
-		err = kernel.SameOwner(t, f)
-	}
-	if err == nil {
-		err = t.Sync()
-	}
-	if err = errors.Join(err, t.Close()); err == nil {
-		err = os.Rename(t.Name(), path)
-	}
-	if err != nil {
-		os.Remove(t.Name())
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// tempOf returns the name of the new file. There is one at a time, since its writer holds the lock.
-func tempOf(path string) string {
-	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return kernel.ReplaceLocked(f, path, append(b, '\n'))
 }

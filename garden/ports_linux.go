@@ -7,11 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"syscall"
 
 	"code.cloudfoundry.org/silk/internal/kernel"
 )
@@ -184,7 +182,7 @@ func (p *pool) update(ctx context.Context, change func(*portState) error) error 
 		return fmt.Errorf("open state file: %w", err)
 	}
 	defer f.Close()
-	os.Remove(tempOf(path)) // a writer was killed
+	os.Remove(kernel.TempOf(path)) // a writer was killed
 	was, err := io.ReadAll(io.LimitReader(f, maxState+1))
 	if err != nil {
 		return fmt.Errorf("read state file: %w", err)
@@ -205,7 +203,7 @@ func (p *pool) update(ctx context.Context, change func(*portState) error) error 
 	if now = append(now, '\n'); bytes.Equal(now, was) {
 		return nil
 	}
-	if err := replaceState(f, path, now); err != nil {
+	if err := kernel.ReplaceLocked(f, path, now); err != nil {
 		return fmt.Errorf("write state file: %w", err)
 	}
 	return nil
@@ -250,50 +248,11 @@ func (p *pool) rebuild(path string, was []byte, cause error) (portState, error) 
 	}
 	kept := ""
 	if len(was) > 0 {
-		// A second name needs no room, and the file that replaces it gets the first. The inode's number keeps attempts that fail from
-		// leaving one each.
-		st, err := os.Stat(path)
-		if err != nil {
-			return s, fmt.Errorf("keep broken state file (%w): %w", cause, err)
-		}
-		kept = fmt.Sprintf("%s.broken-%d", path, st.Sys().(*syscall.Stat_t).Ino)
-		if err := os.Link(path, kept); err != nil && !errors.Is(err, fs.ErrExist) {
+		if kept, err = kernel.KeepBroken(path); err != nil {
 			return s, fmt.Errorf("keep broken state file (%w): %w", cause, err)
 		}
 		kept = ", the broken one is kept as " + kept
 	}
 	p.warn("state file %s: %v: made again from the records of %d containers%s", path, cause, len(recorded), kept)
 	return s, nil
-}
-
-// replaceState puts a new file in the place of f, which is locked, with its owner and mode.
-func replaceState(f *os.File, path string, content []byte) error {
-	t, err := os.OpenFile(tempOf(path), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = t.Write(content)
-	if err == nil {
-		err = kernel.SameOwner(t, f)
-	}
-	if err == nil {
-		err = t.Sync()
-	}
-	if err = errors.Join(err, t.Close()); err == nil {
-		err = os.Rename(t.Name(), path)
-	}
-	if err != nil {
-		os.Remove(t.Name())
-		return err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-// tempOf returns the name of the new file. There is one at a time, since its writer holds the lock.
-func tempOf(path string) string {
-	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"code.cloudfoundry.org/silk/fault"
 	"golang.org/x/sys/unix"
@@ -100,4 +101,52 @@ func TryFlock(f Locker) (bool, error) {
 			return false, fmt.Errorf("lock %s: %w", f.Name(), err)
 		}
 	}
+}
+
+// ReplaceLocked puts a new file in the place of f, which is at path and locked by the caller, with its owner and mode. Whoever waits for the lock finds by LockPath
+// that f was replaced.
+func ReplaceLocked(f *os.File, path string, content []byte) error {
+	t, err := os.OpenFile(TempOf(path), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = t.Write(content)
+	if err == nil {
+		err = SameOwner(t, f)
+	}
+	if err == nil {
+		err = t.Sync()
+	}
+	if err = errors.Join(err, t.Close()); err == nil {
+		err = os.Rename(t.Name(), path)
+	}
+	if err != nil {
+		os.Remove(t.Name())
+		return err
+	}
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// TempOf returns the name of the new file of ReplaceLocked. There is one at a time, since its writer holds the lock: whoever has the lock may remove what a killed
+// writer left.
+func TempOf(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
+}
+
+// KeepBroken gives the file at path a second name beside it, which it returns, for a person to look at: path.broken-INODE. A second name needs no room, and the
+// file that replaces it gets the first; the inode's number keeps attempts that fail from leaving one each.
+func KeepBroken(path string) (kept string, err error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return "", err
+	}
+	kept = fmt.Sprintf("%s.broken-%d", path, st.Sys().(*syscall.Stat_t).Ino)
+	if err := os.Link(path, kept); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	return kept, nil
 }
