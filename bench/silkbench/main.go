@@ -13,6 +13,7 @@ import (
 	"code.cloudfoundry.org/silk/bench"
 	"code.cloudfoundry.org/silk/bench/cni"
 	"code.cloudfoundry.org/silk/bench/daemon"
+	"code.cloudfoundry.org/silk/bench/dnsbench"
 	"code.cloudfoundry.org/silk/bench/firewall"
 	"code.cloudfoundry.org/silk/bench/leasebench"
 	"code.cloudfoundry.org/silk/bench/overlay"
@@ -32,10 +33,11 @@ var rooms = []room{
 	{"cni", cni.Run},
 	{"policy", policybench.Run},
 	{"firewall", firewall.Run},
+	{"dns", dnsbench.Run},
 }
 
 func main() {
-	if overlay.Hold() || policybench.Fleet() || firewall.Child() {
+	if overlay.Hold() || policybench.Fleet() || firewall.Child() || dnsbench.Child() {
 		return
 	}
 	only := flag.String("only", "", "comma list of rooms to measure (default all)")

@@ -1,0 +1,109 @@
+package dnsbench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"code.cloudfoundry.org/silk/dns/dnsserver"
+	"code.cloudfoundry.org/silk/internal/service"
+	"code.cloudfoundry.org/silk/registration"
+)
+
+// childVariable says what a process that Run starts is to do: "serve ADDRESS" or "pace ADDRESS RATE NANOSECONDS".
+const childVariable = "SILK_BENCH_DNS"
+
+// self returns the command that runs this program as a child, which dies with this process.
+func self(ctx context.Context, what string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Env = append(os.Environ(), childVariable+"="+what)
+	return cmd
+}
+
+// Child does what a process that Run starts must do, if this is one, and reports whether it was. main calls it first.
+func Child() bool {
+	var role, at string
+	var rate float64
+	var length int64
+	n, _ := fmt.Sscan(os.Getenv(childVariable), &role, &at, &rate, &length)
+	if n < 2 {
+		return false
+	}
+	unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+	to, err := netip.ParseAddrPort(at)
+	switch {
+	case err != nil:
+	case role == "serve":
+		err = serve(to)
+	case n < 4:
+		err = fmt.Errorf("%s: no rate and length", childVariable)
+	default:
+		var p paced
+		if p, err = pace(to, rate, time.Duration(length)); err == nil {
+			err = json.NewEncoder(os.Stdout).Encode(p)
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench/dnsbench:", err)
+		os.Exit(1)
+	}
+	return true
+}
+
+// serve is the server as a process. The collector works at half of what lives, as silk-dns has it: memory is promised, and answers make
+// no garbage.
+func serve(at netip.AddrPort) error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+	table := registration.NewTable()
+	if err := fill(table); err != nil {
+		return err
+	}
+	cfg := dnsserver.Config{Listen: []netip.AddrPort{at}, Table: table, Domains: []registration.Name{"apps.internal"}}
+	s, err := dnsserver.New(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	ctx, cancel := service.Signals()
+	defer cancel()
+	return s.Run(ctx)
+}
+
+// serve starts our server.
+func (b *run) serve(ctx context.Context) (*process, error) {
+	p, err := b.start(ctx, b.serverCPUs, oursAt, self(context.WithoutCancel(ctx), "serve "+oursAt.String()))
+	if err != nil {
+		return nil, fmt.Errorf("our server: %w", err)
+	}
+	return p, nil
+}
+
+// pace asks at a rate, from a process on the processors of who asks.
+func (b *run) pace(ctx context.Context, at netip.AddrPort, rate float64, length time.Duration) (p paced, err error) {
+	cmd := self(ctx, fmt.Sprintf("pace %v %v %d", at, rate, length))
+	out, err := os.CreateTemp(b.dir, "paced")
+	if err != nil {
+		return p, err
+	}
+	defer os.Remove(out.Name())
+	defer out.Close()
+	cmd.Stdout, cmd.Stderr = out, os.Stderr
+	if err := b.pinned(b.loadCPUs, cmd.Start); err != nil {
+		return p, err
+	}
+	if err := cmd.Wait(); err != nil {
+		return p, fmt.Errorf("ask at a rate: %w", err)
+	}
+	_, err = out.Seek(0, 0)
+	return p, errors.Join(err, json.NewDecoder(out).Decode(&p))
+}
