@@ -89,6 +89,35 @@ func Parse(b []byte, into any, ignored ...string) (warnings []string, err error)
 	return warnings, p.Err()
 }
 
+// Unknown returns the paths of the keys in tree that the struct into points to has not, for files that other programs' deployments render: as
+// ignored keys of Parse they are warnings.
+func Unknown(tree map[string]json.RawMessage, into any) []string {
+	return unknown(nil, "", tree, reflect.TypeOf(into).Elem())
+}
+
+func unknown(paths []string, prefix string, tree map[string]json.RawMessage, t reflect.Type) []string {
+	fields := fieldsOf(t)
+	for k, v := range tree {
+		ft, ok := fields[strings.ToLower(k)]
+		if !ok {
+			paths = append(paths, prefix+k)
+			continue
+		}
+		if sub, inner, ok := within(v, ft); ok {
+			paths = unknown(paths, prefix+k+".", sub, inner)
+		}
+	}
+	return paths
+}
+
+// within returns the keys of a value whose field is a struct.
+func within(v json.RawMessage, ft reflect.Type) (sub map[string]json.RawMessage, inner reflect.Type, ok bool) {
+	for ft.Kind() == reflect.Pointer {
+		ft = ft.Elem()
+	}
+	return sub, ft, ft.Kind() == reflect.Struct && !implementsUnmarshaler(ft) && json.Unmarshal(v, &sub) == nil
+}
+
 // check compares the keys of tree with the fields of t.
 func check(p *Problems, warnings *[]string, prefix string, tree map[string]json.RawMessage, t reflect.Type, ignored []string) {
 	fields := fieldsOf(t)
@@ -112,12 +141,8 @@ func check(p *Problems, warnings *[]string, prefix string, tree map[string]json.
 			p.Addf(path, "%s", msg)
 			continue
 		}
-		for ft.Kind() == reflect.Pointer {
-			ft = ft.Elem()
-		}
-		var sub map[string]json.RawMessage
-		if ft.Kind() == reflect.Struct && !implementsUnmarshaler(ft) && json.Unmarshal(tree[k], &sub) == nil {
-			check(p, warnings, path+".", sub, ft, ignored)
+		if sub, inner, ok := within(tree[k], ft); ok {
+			check(p, warnings, path+".", sub, inner, ignored)
 		}
 	}
 }

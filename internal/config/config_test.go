@@ -1,8 +1,10 @@
 package config_test
 
 import (
+	"encoding/json"
 	"errors"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -86,4 +88,25 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("%v is not an Invalid fault", err)
 		}
 	})
+}
+
+func TestUnknown(t *testing.T) {
+	var tree map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(`{"Name":"a","x":1,"inner":{"Y":2,"deep":{"z":3}},"list":[{"w":4}],"any":{"v":5},"text":{"u":6}}`), &tree); err != nil {
+		t.Fatal(err)
+	}
+	var into struct {
+		Name  string `json:"name"`
+		Inner *struct {
+			Deep struct{} `json:"deep"`
+		} `json:"inner"`
+		List []struct{}     `json:"list"`
+		Any  map[string]int `json:"any"`
+		Text netip.Addr     `json:"text"`
+	}
+	got := config.Unknown(tree, &into)
+	slices.Sort(got)
+	if want := []string{"inner.Y", "inner.deep.z", "x"}; !slices.Equal(got, want) {
+		t.Errorf("unknown keys %q, want %q", got, want)
+	}
 }
