@@ -47,9 +47,10 @@ type Server struct {
 	output  *output
 	names   atomic.Int64
 
-	stop  func()       // ends the process and waits for it
-	again func() error // starts it once more
-	gone  <-chan struct{}
+	stop   func()       // ends the process and waits for it
+	again  func() error // starts it once more
+	signal func(os.Signal) error
+	gone   <-chan struct{}
 }
 
 // Config returns how to reach a database of the server. The empty name is one that is always there.
@@ -218,7 +219,7 @@ func (s *Server) start(owner *syscall.Credential, env []string, quit, dies sysca
 	if err := <-started; err != nil {
 		return err
 	}
-	s.gone = gone
+	s.gone, s.signal = gone, cmd.Process.Signal
 	var once sync.Once
 	s.stop = func() {
 		once.Do(func() {
