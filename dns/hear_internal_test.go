@@ -1,0 +1,170 @@
+package dns
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/registration"
+)
+
+func TestMessagesThatAreLostAreAskedFor(t *testing.T) {
+	n := testkit.StartNATS(t, testkit.NATSOptions{})
+	cfg := DefaultConfig()
+	cfg.NATS.Hosts = []NATSHost{{"127.0.0.1", uint16(n.Port)}}
+	e, err := newEar(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan struct{})
+	up := make(chan struct{}, 10)
+	heard := make(chan int, 1<<20)
+	e.hear = func(_ string, b []byte) { <-read; heard <- len(b) }
+	e.up, e.down, e.asked, e.pause = func() { up <- struct{}{} }, func() {}, func() {}, 50*time.Millisecond
+	var wg sync.WaitGroup
+	stop := cancelled(t, &wg, e)
+	defer wg.Wait()
+	defer stop()
+	<-up
+	c, err := nats.Connect("nats://" + n.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	starts, err := c.SubscribeSync(registration.SubjectStart)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const size, count = 60 << 10, 1600 // 94 MiB
+	payload := bytes.Repeat([]byte{' '}, size)
+	for range count {
+		if err := c.Publish(registration.SubjectRegister, payload); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.FlushTimeout(20 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		m, err := starts.NextMsg(20 * time.Second) // the first may be of the connection
+		if err != nil {
+			t.Fatalf("lost %d: %v", e.dropped.Load(), err)
+		}
+		if e.dropped.Load() > 0 && bytes.Equal(m.Data, e.start) {
+			break
+		}
+	}
+	if got := e.queue.waiting(); got > queueBytes {
+		t.Errorf("%d bytes wait, want at most %d", got, queueBytes)
+	}
+	close(read)
+	testkit.Until(t, 20*time.Second, "all that was kept is read, and room is made", func() bool {
+		return uint64(len(heard))+e.dropped.Load() == count && e.queue.waiting() == 0
+	})
+	if len(heard) < queueBytes/(size+messageCost)-1 {
+		t.Errorf("%d messages were kept", len(heard))
+	}
+}
+
+// cancelled runs an ear until what is returned is called.
+func cancelled(t *testing.T, wg *sync.WaitGroup, e *ear) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	wg.Go(func() {
+		if err := e.run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return cancel
+}
+
+// TestAnErrorNobodyKnowsIsNoEnd: the client gives up when a server says one, and is begun anew.
+func TestAnErrorNobodyKnowsIsNoEnd(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	cfg := DefaultConfig()
+	cfg.NATS.Hosts = []NATSHost{{"127.0.0.1", uint16(ln.Addr().(*net.TCPAddr).Port)}}
+	e, err := newEar(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	states := make(chan string, 10)
+	e.hear, e.asked = func(string, []byte) {}, func() {}
+	e.up, e.down = func() { states <- "up" }, func() { states <- "down" }
+	var wg sync.WaitGroup
+	stop := cancelled(t, &wg, e)
+	defer wg.Wait()
+	defer stop()
+	for range 2 {
+		c, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprint(c, `INFO {"server_id":"x","version":"2.9.0","proto":1,"max_payload":1048576}`+"\r\n")
+		r := bufio.NewReader(c)
+		for {
+			line, err := r.ReadString('\n')
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasPrefix(line, "PING") {
+				break
+			}
+		}
+		fmt.Fprint(c, "PONG\r\n")
+		if s := <-states; s != "up" {
+			t.Errorf("%s, want up", s)
+		}
+		fmt.Fprint(c, "-ERR 'Slow Consumer'\r\n")
+		if s := <-states; s != "down" {
+			t.Errorf("%s, want down", s)
+		}
+		c.Close()
+	}
+}
+
+func TestQuiet(t *testing.T) {
+	var q quiet
+	now := time.Unix(1000, 0)
+	for i, c := range []struct {
+		after  time.Duration
+		hidden int
+		ok     bool
+	}{{0, 0, true}, {time.Second, 0, false}, {9 * time.Second, 0, false}, {10 * time.Second, 2, true}, {11 * time.Second, 0, false}, {time.Hour, 1, true}} {
+		if hidden, ok := q.allow(now.Add(c.after)); hidden != c.hidden || ok != c.ok {
+			t.Errorf("line %d: %d hidden, %v, want %d, %v", i, hidden, ok, c.hidden, c.ok)
+		}
+	}
+}
+
+func FuzzAdvertised(f *testing.F) {
+	for _, s := range []string{`[]`, `null`, `{}`, `[{"name":"api.apps.internal","address":"10.255.1.1"}]`, `[{"name":"*.a","address":"::1"}]`, `[{"name":"","address":""}]`, `[{}]`} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		list, err := parseAdvertised(b)
+		if err != nil && !errors.Is(err, fault.Invalid) {
+			t.Errorf("%v is no Invalid fault", err)
+		}
+		for _, p := range list {
+			if n, err := registration.ParseName(string(p.name)); err != nil || n != p.name || !p.address.IsValid() || strings.HasSuffix(string(p.name), ".") {
+				t.Errorf("accepted %+v", p)
+			}
+		}
+	})
+}
