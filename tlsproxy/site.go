@@ -63,7 +63,7 @@ func (s *site) listen(ctx context.Context) bool {
 			p.listener, p.failure = s.open(p.spec)
 			if p.listener != nil {
 				l := p.listener
-				s.tasks.Go(func() { p.accept(ctx, l) })
+				s.tasks.Go(func() { p.accept(context.WithoutCancel(ctx), l) }) // what has begun may end when the program does
 			}
 			p.tell()
 			all = all && p.listener != nil
@@ -133,10 +133,12 @@ func (s *site) dial(ctx context.Context, to uint16) (*net.TCPConn, error) {
 	return c.(*net.TCPConn), nil
 }
 
-// may reports whether one of sharers, who has mine of what is used, may have one more of limit. Half goes to whoever comes first; of the other
-// half each has an equal share, so that nobody can take all.
+// may reports whether one of sharers, who has mine of what is used, may have one more of limit. Half is for whoever comes first; of the other half
+// each has an equal share that the others leave alone.
 func may(limit, used, mine, sharers int) bool {
-	return used < limit && (used < limit/2 || mine < limit/2/max(sharers, 1))
+	sharers = max(sharers, 1)
+	share := limit / 2 / sharers
+	return used < limit && (mine < share || used < limit-(sharers-1)*share)
 }
 
 // enter counts a connection in, or says why there is no room for it.
@@ -149,7 +151,7 @@ func (s *site) enter(c *conn) error {
 	}
 	from := c.peer.Addr()
 	h := s.peers[from]
-	sharers := len(s.peers)
+	sharers := len(s.peers) + 1 // and whoever comes next
 	if h == (held{}) {
 		sharers++
 	}

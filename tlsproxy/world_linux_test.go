@@ -461,3 +461,6 @@ func (m *member) put(name string, content []byte) {
 }
 
 func hasText(all, some string) bool { return strings.Contains(all, some) }
+
+// addressPort is where TLS ends in a container.
+func addressPort(m *member) netip.AddrPort { return netip.AddrPortFrom(m.address, 61443) }
