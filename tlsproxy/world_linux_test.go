@@ -223,7 +223,7 @@ type member struct {
 	address netip.Addr
 }
 
-var standard = endpoint.TLSListener{Listen: 61443, Forward: 8080}
+var standard = standardPort
 
 // attach makes a container with ports at which TLS ends and, if there are any, with a certificate for it.
 func (w *world) attach(ports ...endpoint.TLSListener) *member {

@@ -18,6 +18,7 @@ import (
 	"code.cloudfoundry.org/silk/bench/leasebench"
 	"code.cloudfoundry.org/silk/bench/overlay"
 	"code.cloudfoundry.org/silk/bench/policybench"
+	"code.cloudfoundry.org/silk/bench/tlsbench"
 )
 
 type room struct {
@@ -34,10 +35,11 @@ var rooms = []room{
 	{"policy", policybench.Run},
 	{"firewall", firewall.Run},
 	{"dns", dnsbench.Run},
+	{"tls", tlsbench.Run},
 }
 
 func main() {
-	if overlay.Hold() || policybench.Fleet() || firewall.Child() || dnsbench.Child() {
+	if overlay.Hold() || policybench.Fleet() || firewall.Child() || dnsbench.Child() || tlsbench.Child() {
 		return
 	}
 	only := flag.String("only", "", "comma list of rooms to measure (default all)")
