@@ -16,6 +16,12 @@ import (
 // connection is broken off: what it was sent last must reach it.
 const lingering = 5 * time.Second
 
+// A client whose handshake failed may go on sending for a moment, and so many buffers.
+const (
+	parting      = time.Second
+	partingReads = 8
+)
+
 // conn is one client's connection.
 type conn struct {
 	port  *port
@@ -50,6 +56,10 @@ func addressOf(a net.Addr) netip.AddrPort {
 // a large stack.
 func (c *conn) serve(ctx context.Context) {
 	err := c.handshake(ctx)
+	if err != nil {
+		c.wire.in.drop()
+		c.part(err)
+	}
 	c.port.site.settled(c)
 	if err == nil {
 		err = c.connect(ctx)
@@ -94,6 +104,20 @@ func (c *conn) handshake(ctx context.Context) error {
 	err = c.wire.SetDeadline(time.Time{})
 	c.wire.established = true
 	return err
+}
+
+// part lets a client whose handshake failed hear why: a reset would overtake the alert.
+func (c *conn) part(why error) {
+	if r, ok := errors.AsType[*refused](why); !ok || r.reason == slow || c.wire.CloseWrite() != nil {
+		return
+	}
+	c.wire.SetDeadline(time.Now().Add(parting))
+	for range partingReads {
+		if c.wire.in.fill() != nil {
+			return
+		}
+		c.wire.in.drop()
+	}
 }
 
 // alertInternalError is how a client hears that there is no certificate, before anything has been agreed on: RFC 8446, section 6.

@@ -225,6 +225,7 @@ func TestIssuedCertificatesProveClients(t *testing.T) {
 	api, web := w.attachAs("web", mutual), w.attachAs("web", mutual)
 	api.listen(8080, echo)
 	r.listens(api)
+	r.listens(web)
 	testkit.Until(t, patience, "both have certificates", func() bool {
 		return r.stands(api).Certificate.Serial != "" && r.stands(web).Certificate.Serial != ""
 	})

@@ -1,11 +1,13 @@
 package tlsproxy
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -69,7 +71,6 @@ func TestMain(m *testing.M) {
 type program struct {
 	w      *world
 	config string
-	port   int
 
 	mu     sync.Mutex
 	cmd    *exec.Cmd
@@ -146,13 +147,8 @@ func (p *program) pid() int {
 
 // get asks the debug listener in the host's namespace.
 func (p *program) get(path string) (string, error) {
-	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, Dial: func(string, string) (net.Conn, error) {
-		var c net.Conn
-		err := p.w.ns.Do(func() (err error) {
-			c, err = net.Dial("tcp4", "127.0.0.1:8057")
-			return err
-		})
-		return c, err
+	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return tcp.Dial(ctx, p.w.ns, netip.MustParseAddrPort("127.0.0.1:8057"))
 	}}}
 	resp, err := client.Get("http://127.0.0.1:8057" + path)
 	if err != nil {
