@@ -4,20 +4,17 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"net/netip"
-	"net/url"
 	"slices"
 	"time"
 
 	"code.cloudfoundry.org/silk/authority"
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/identity"
+	"code.cloudfoundry.org/silk/policy"
+	"code.cloudfoundry.org/silk/policy/policyhttp"
 )
 
 // askTimeout bounds a question to the policy agent.
@@ -76,36 +73,12 @@ func isFor(leaf *x509.Certificate, a netip.Addr) bool {
 // asker tells the group of the other end of a connection. fault.NotFound when it is not known.
 type asker func(ctx context.Context, peer, local netip.AddrPort) (identity.Group, error)
 
-// askAgent returns what asks the policy agent whose debug server is at address. It knows groups by the marks of connections, which only the host's
-// rules give.
-func askAgent(address string) asker {
-	client := &http.Client{Timeout: askTimeout, Transport: &http.Transport{MaxIdleConnsPerHost: 16, IdleConnTimeout: time.Minute, DisableCompression: true}}
+// askAgent returns what asks the policy agent of this host whose debug server has the port. It knows groups by the marks of connections, which only the
+// host's rules give.
+func askAgent(port uint16) asker {
+	client := policyhttp.NewPeerClient(port, askTimeout)
 	return func(ctx context.Context, peer, local netip.AddrPort) (identity.Group, error) {
-		q := url.Values{"source": {peer.String()}, "destination": {local.String()}, "protocol": {"tcp"}}
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/peer?"+q.Encode(), nil)
-		if err != nil {
-			return "", err
-		}
-		resp, err := client.Do(req)
-		if err != nil {
-			return "", err
-		}
-		defer resp.Body.Close()
-		b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-		switch {
-		case err != nil:
-			return "", err
-		case resp.StatusCode == http.StatusNotFound:
-			return "", fault.NotFoundf("%v to %v", peer, local)
-		case resp.StatusCode != http.StatusOK:
-			return "", fmt.Errorf("policy agent answered %s", resp.Status)
-		}
-		var answer struct {
-			Group identity.Group `json:"group"`
-		}
-		if err := json.Unmarshal(b, &answer); err != nil {
-			return "", fmt.Errorf("answer of the policy agent: %w", err)
-		}
-		return answer.Group, answer.Group.Validate()
+		p, err := client.Peer(ctx, peer, local, policy.TCP)
+		return p.Group, err
 	}
 }

@@ -97,9 +97,8 @@ func (c *Config) Validate(p *config.Problems) {
 		p.Addf("certificates", "%q: expected %s or %s", c.Certificates, FromAuthority, FromDirectory)
 	}
 	if c.PolicyAgent != "" {
-		host, port, err := net.SplitHostPort(c.PolicyAgent)
-		n, perr := strconv.ParseUint(port, 10, 16)
-		p.Require("policy_agent", err == nil && host != "" && perr == nil && n > 0, "the address of the policy agent's debug server, such as 127.0.0.1:8721, or nothing")
+		_, err := c.agent()
+		p.Check("policy_agent", err)
 	}
 	for _, n := range []struct {
 		path            string
@@ -147,6 +146,15 @@ func (c *Config) validateAuthority(p *config.Problems) {
 	if c.ClientCAFile != "" {
 		p.Addf("client_ca_file", "means nothing with certificates %q: clients are verified with the same authority", FromAuthority)
 	}
+}
+
+// agent returns the address of the policy agent's debug server. What is asked there is at a local socket beside it (policyhttp.PeerSocket).
+func (c *Config) agent() (netip.AddrPort, error) {
+	a, err := netip.ParseAddrPort(c.PolicyAgent)
+	if err != nil || a.Addr() != netip.AddrFrom4([4]byte{127, 0, 0, 1}) || a.Port() == 0 {
+		return netip.AddrPort{}, fmt.Errorf("%q: expected 127.0.0.1 and the port of the policy agent's debug server, such as 127.0.0.1:8721, or nothing", c.PolicyAgent)
+	}
+	return a, nil
 }
 
 func (c *Config) connectTimeout() time.Duration {

@@ -85,7 +85,11 @@ func open(cfg Config, ns *kernel.NS, log *slog.Logger) (*proxy, error) {
 		return nil, err
 	}
 	if cfg.PolicyAgent != "" {
-		p.who = askAgent(cfg.PolicyAgent)
+		agent, err := cfg.agent()
+		if err != nil {
+			return nil, err
+		}
+		p.who = askAgent(agent.Port())
 	}
 	return p, nil
 }
