@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -92,7 +93,7 @@ func (c *conn) handshake(ctx context.Context) error {
 	}
 	c.wire.turns <- struct{}{}
 	c.tls = tls.Server(c.wire, tc)
-	err = c.tls.Handshake()
+	err = c.shake()
 	<-c.wire.turns
 	if err == nil && c.port.spec.ClientAuth && !c.checked {
 		err = refusalf(badClient, "the client was not checked")
@@ -104,6 +105,29 @@ func (c *conn) handshake(ctx context.Context) error {
 	err = c.wire.SetDeadline(time.Time{})
 	c.wire.established = true
 	return err
+}
+
+// shake is the handshake. What it panics over is one client's matter, as in an HTTP server.
+func (c *conn) shake() (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			c.panicked(p)
+			err = refusalf(garbled, "panic: %v", p)
+		}
+	}()
+	return c.tls.Handshake()
+}
+
+func (c *conn) panicked(p any) {
+	c.port.site.proxy.log.Error("connection panicked", "endpoint", c.port.site.record.Key, "peer", c.peer, "panic", p, "stack", string(debug.Stack()))
+}
+
+// caught is deferred by what carries bytes.
+func (c *conn) caught() {
+	if p := recover(); p != nil {
+		c.panicked(p)
+		c.abort()
+	}
 }
 
 // part lets a client whose handshake failed hear why: a reset would overtake the alert.
@@ -183,6 +207,7 @@ func (c *conn) ended() {
 func (c *conn) up() {
 	defer c.ended()
 	defer c.wire.in.drop()
+	defer c.caught()
 	for {
 		err := c.forward()
 		if err == errWait {
@@ -234,6 +259,7 @@ func (c *conn) forward() error {
 // down carries bytes from the container to the client.
 func (c *conn) down() {
 	defer c.ended()
+	defer c.caught()
 	for {
 		err := c.fromApp.fill()
 		if errors.Is(err, io.EOF) {

@@ -71,8 +71,7 @@ func (p *proxy) pass(ctx context.Context) error {
 	}
 	if !all && v.hurry > 0 {
 		v.hurry--
-		t := time.AfterFunc(soon, p.follow.Kick)
-		context.AfterFunc(ctx, func() { t.Stop() })
+		time.AfterFunc(soon, p.follow.Kick)
 	}
 	return nil
 }

@@ -34,6 +34,7 @@ type port struct {
 	spec  endpoint.TLSListener
 	stats figures
 	said  complaints
+	end   context.CancelFunc // of what its connections wait for; nil before it listens, the loop's alone
 
 	mu        sync.Mutex
 	listener  net.Listener // nil while there is none

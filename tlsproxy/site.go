@@ -63,7 +63,9 @@ func (s *site) listen(ctx context.Context) bool {
 			p.listener, p.failure = s.open(p.spec)
 			if p.listener != nil {
 				l := p.listener
-				s.tasks.Go(func() { p.accept(context.WithoutCancel(ctx), l) }) // what has begun may end when the program does
+				life, end := context.WithCancel(context.WithoutCancel(ctx)) // what has begun may go on while the program drains
+				p.end = end
+				s.tasks.Go(func() { p.accept(life, l) })
 			}
 			p.tell()
 			all = all && p.listener != nil
@@ -237,6 +239,11 @@ func (s *site) close() {
 	}
 	s.mu.Unlock()
 	s.deafen()
+	for _, p := range s.ports {
+		if p.end != nil {
+			p.end()
+		}
+	}
 	for _, c := range conns {
 		c.abort()
 	}
