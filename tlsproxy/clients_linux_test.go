@@ -136,9 +136,7 @@ func TestClientsProveWhoTheyAre(t *testing.T) {
 		t.Error("a connection that the agent does not know got in")
 	}
 	testkit.Until(t, patience, "the refusal is counted", func() bool { return r.refusals(api, unknownGroup) == 1 })
-	if !hasText(r.log.String(), "see that the policy agent runs") {
-		t.Error("the log does not say what to do")
-	}
+	testkit.Until(t, patience, "the log says what to do", func() bool { return hasText(r.log.String(), "see that the policy agent runs") })
 }
 
 // TestNoTicketStandsForAClient: whoever comes back proves who it is again.
