@@ -144,6 +144,34 @@ type wire struct {
 	in          *source
 	turns       chan struct{} // a token for each handshake that computes
 	established bool          // Read does not wait
+	frame       frame
+}
+
+// frame follows the records of TLS (RFC 8446, section 5.1), so that no read goes beyond one. What crypto/tls reads beyond it keeps, and makes room for by
+// doubling its own buffer, which it never gives up.
+type frame struct {
+	header [5]byte // type, version, length
+	have   int     // of the header
+	left   int     // of what follows it
+}
+
+// within returns how many of n bytes are of one record's header or body.
+func (f *frame) within(n int) int {
+	if f.left > 0 {
+		return min(n, f.left)
+	}
+	return min(n, len(f.header)-f.have)
+}
+
+// pass notes that bytes, as many as within said at most, were read.
+func (f *frame) pass(b []byte) {
+	if f.left > 0 {
+		f.left -= len(b)
+		return
+	}
+	if f.have += copy(f.header[f.have:], b); f.have == len(f.header) {
+		f.have, f.left = 0, int(f.header[3])<<8|int(f.header[4])
+	}
 }
 
 // Read implements io.Reader.
@@ -159,7 +187,9 @@ func (w *wire) Read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	return w.in.take(p), nil
+	n := w.in.take(p[:w.frame.within(len(p))])
+	w.frame.pass(p[:n])
+	return n, nil
 }
 
 // SetWriteDeadline is for the handshake alone: after that crypto/tls would give a client that takes a pause five seconds to make room for the
