@@ -4,8 +4,6 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
-	"os"
-	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -14,28 +12,16 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"code.cloudfoundry.org/silk/authority"
+	"code.cloudfoundry.org/silk/internal/testkit"
 )
-
-var example = regexp.MustCompile("(?s)```http\n(.*?)```")
 
 // TestTheDocumentTellsTheTruth runs the requests of docs/api/certificates.md and compares the answers.
 func TestTheDocumentTellsTheTruth(t *testing.T) {
-	doc, err := os.ReadFile("../../docs/api/certificates.md")
-	if err != nil {
-		t.Fatal(err)
-	}
 	w := serve(t)
 	c := &http.Client{Transport: &http.Transport{TLSClientConfig: w.tls(t, "host", own, idle)}}
 	defer c.CloseIdleConnections()
-	examples := example.FindAllStringSubmatch(string(doc), -1)
-	if len(examples) < 6 {
-		t.Fatalf("found %d examples in the document", len(examples))
-	}
-	for _, m := range examples {
-		text, want, _ := strings.Cut(m[1], "\n\n")
-		line, body, _ := strings.Cut(text, "\n")
-		method, path, _ := strings.Cut(line, " ")
-		req, err := http.NewRequestWithContext(t.Context(), method, w.URL+path, strings.NewReader(body))
+	for _, e := range testkit.ReadExamples(t, "../../docs/api/certificates.md", 6) {
+		req, err := http.NewRequestWithContext(t.Context(), e.Method, w.URL+e.Path, strings.NewReader(e.Body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -48,18 +34,18 @@ func TestTheDocumentTellsTheTruth(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		status, answer, _ := strings.Cut(strings.TrimSpace(want), "\n")
+		status, answer, _ := strings.Cut(e.Answer, "\n")
 		if strconv.Itoa(resp.StatusCode) != status {
-			t.Errorf("%s: answer %d %s, want %s", line, resp.StatusCode, got, status)
+			t.Errorf("%s: answer %d %s, want %s", e.Line, resp.StatusCode, got, status)
 		}
 		if answer == "" {
 			if string(got) != string(w.root.Bundle().PEM()) || resp.Header.Get("Content-Type") != "application/x-pem-file" {
-				t.Errorf("%s: %s", line, got)
+				t.Errorf("%s: %s", e.Line, got)
 			}
 			continue
 		}
 		if diff := cmp.Diff(parse(t, answer), settled(t, w, parse(t, string(got)))); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", line, diff)
+			t.Errorf("%s (-want +got):\n%s", e.Line, diff)
 		}
 	}
 }

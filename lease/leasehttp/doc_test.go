@@ -6,8 +6,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -15,30 +13,18 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/lease"
 	"code.cloudfoundry.org/silk/lease/leasehttp"
 )
 
-var example = regexp.MustCompile("(?s)```http\n(.*?)```")
-
 // TestTheDocumentTellsTheTruth runs the requests of docs/api/leases.md and compares the answers.
 func TestTheDocumentTellsTheTruth(t *testing.T) {
-	doc, err := os.ReadFile("../../docs/api/leases.md")
-	if err != nil {
-		t.Fatal(err)
-	}
 	s := serve(t, openSQLite(t, "10.255.0.0/16", 24), leasehttp.HandlerOptions{})
-	examples := example.FindAllStringSubmatch(string(doc), -1)
-	if len(examples) < 10 {
-		t.Fatalf("found %d examples in the document", len(examples))
-	}
 	names := strings.NewReplacer() // of the document -> what they stand for
-	for _, m := range examples {
-		request, answer, _ := strings.Cut(m[1], "\n\n")
-		line, body, _ := strings.Cut(request, "\n")
+	for _, e := range testkit.ReadExamples(t, "../../docs/api/leases.md", 10) {
 		settle(t, s)
-		method, path, _ := strings.Cut(names.Replace(line), " ")
-		req, err := http.NewRequest(method, s.URL+path, strings.NewReader(body))
+		req, err := http.NewRequest(e.Method, s.URL+names.Replace(e.Path), strings.NewReader(e.Body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -52,15 +38,15 @@ func TestTheDocumentTellsTheTruth(t *testing.T) {
 			t.Fatal(err)
 		}
 		names = learn(t, names, got)
-		status, want, _ := strings.Cut(strings.TrimSpace(names.Replace(answer)), "\n")
+		status, want, _ := strings.Cut(names.Replace(e.Answer), "\n")
 		if strconv.Itoa(resp.StatusCode) != status {
-			t.Errorf("%s: answer %d %s, want %s", line, resp.StatusCode, got, status)
+			t.Errorf("%s: answer %d %s, want %s", e.Line, resp.StatusCode, got, status)
 		}
 		if want == "" {
 			continue
 		}
 		if diff := cmp.Diff(parse(t, want), parse(t, string(got))); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", line, diff)
+			t.Errorf("%s (-want +got):\n%s", e.Line, diff)
 		}
 	}
 }

@@ -4,16 +4,14 @@ import (
 	"encoding/json"
 	"net/http"
 	"os"
-	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/registration"
 	"code.cloudfoundry.org/silk/registration/registrationhttp"
 )
-
-var example = regexp.MustCompile("(?s)```http\n(.*?)```")
 
 // TestTheDocumentTellsTheTruth runs the requests of docs/api/names.md, each against the API under whose heading it stands, and compares
 // the answers byte by byte.
@@ -34,20 +32,17 @@ func TestTheDocumentTellsTheTruth(t *testing.T) {
 	}
 	for _, part := range strings.Split(string(doc), "\n## ")[1:] {
 		heading, _, _ := strings.Cut(part, ":")
-		examples := example.FindAllStringSubmatch(part, -1)
-		if apis[heading] == nil || len(examples) < 2 {
-			t.Fatalf("%q has %d examples", heading, len(examples))
+		if apis[heading] == nil {
+			t.Fatalf("%q is no API", heading)
 		}
-		for _, m := range examples {
-			line, answer, _ := strings.Cut(m[1], "\n\n")
-			method, target, _ := strings.Cut(line, " ")
-			status, body, _ := strings.Cut(strings.TrimSuffix(answer, "\n"), "\n")
-			w := ask(t, apis[heading], method, target)
+		for _, e := range testkit.Examples(t, part, 2) {
+			status, body, _ := strings.Cut(e.Answer, "\n")
+			w := ask(t, apis[heading], e.Method, e.Path)
 			if strconv.Itoa(w.Code) != status || strings.TrimSuffix(w.Body.String(), "\n") != body {
-				t.Errorf("%s: %d %s\nwant %s %s", line, w.Code, w.Body, status, body)
+				t.Errorf("%s: %d %s\nwant %s %s", e.Line, w.Code, w.Body, status, body)
 			}
 			if strings.HasPrefix(body, "{") && !json.Valid(w.Body.Bytes()) {
-				t.Errorf("%s: no JSON: %s", line, w.Body)
+				t.Errorf("%s: no JSON: %s", e.Line, w.Body)
 			}
 		}
 	}
