@@ -258,18 +258,6 @@ func (d *daemon) beaten(name string) {
 // wall returns the time by the wall clock only, as state and leases are dated.
 func wall() time.Time { return time.Now().Round(0) }
 
-// sleep waits for a while and reports whether ctx is still on.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}
-
 // spread returns a random part of d, so that hosts which start together do not stay together.
 func spread(d time.Duration) time.Duration { return rand.N(d + 1) }
 
@@ -284,7 +272,7 @@ func (d *daemon) watching(watch func(context.Context, func()) error) func(contex
 			pause := reconcile.Backoff(time.Second, time.Minute, failures)
 			d.log.Error("watch on the kernel ended", "error", err, "retry_in", pause)
 			d.convergence.Kick()
-			sleep(ctx, pause)
+			reconcile.Sleep(ctx, pause)
 		}
 		return nil
 	}

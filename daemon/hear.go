@@ -44,7 +44,7 @@ func (d *daemon) hearing(ctx context.Context) error {
 			failures = 0
 		}
 		d.beaten("lease-watch")
-		sleep(ctx, pause)
+		reconcile.Sleep(ctx, pause)
 	}
 	return nil
 }

@@ -182,7 +182,7 @@ func (d *daemon) replace(ctx context.Context) (done bool, err error) {
 
 // draining looks often for the last container of a lost lease.
 func (d *daemon) draining(ctx context.Context) error {
-	for sleep(ctx, drainPoll) {
+	for reconcile.Sleep(ctx, drainPoll) {
 		d.mu.Lock()
 		lost := d.standing.Lost // a refused lease is asked for again at the pace of renewals
 		d.mu.Unlock()

@@ -86,7 +86,7 @@ func (c *crier) watch(ctx context.Context) error {
 		}
 		pause := reconcile.Backoff(time.Second, time.Minute, failures)
 		c.log.Error("watch on container devices ended", "error", err, "retry_in", pause)
-		sleep(ctx, pause)
+		reconcile.Sleep(ctx, pause)
 	}
 	return nil
 }

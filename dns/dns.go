@@ -191,15 +191,3 @@ func (p *program) save(context.Context) error {
 	}
 	return nil // it has been said, and will be tried again
 }
-
-// sleep waits for d and reports whether ctx is still alive.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}

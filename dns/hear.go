@@ -19,6 +19,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"code.cloudfoundry.org/silk/internal/reconcile"
 	"code.cloudfoundry.org/silk/registration"
 )
 
@@ -98,7 +99,7 @@ func (e *ear) run(ctx context.Context) error {
 			return err
 		}
 		// The client goes on by itself after most that can happen, but gives up for good when a server says an error that it does not know.
-		sleep(ctx, reconnectWait+rand.N(reconnectJitter))
+		reconcile.Sleep(ctx, reconnectWait+rand.N(reconnectJitter))
 	}
 	return nil
 }
@@ -137,7 +138,7 @@ func (e *ear) connection(ctx context.Context, in chan *nats.Msg) error {
 
 // attend waits for the end of ctx, and says now and then that there is no connection.
 func (e *ear) attend(ctx context.Context) {
-	for pause := firstSaying; sleep(ctx, pause); pause = min(2*pause, lastSaying) {
+	for pause := firstSaying; reconcile.Sleep(ctx, pause); pause = min(2*pause, lastSaying) {
 		if err := e.trouble(); err != nil {
 			e.log.Warn("nats is not heard", "error", err, "attempts", e.attempts.Load())
 		} else {
@@ -305,7 +306,7 @@ func (e *ear) askAfterLoss(ctx context.Context) {
 			return
 		case <-e.lost:
 		}
-		if !sleep(ctx, e.pause) { // what is too much now would be too much again
+		if !reconcile.Sleep(ctx, e.pause) { // what is too much now would be too much again
 			return
 		}
 		e.log.Error("messages were lost: sources are asked to tell again", "lost", e.dropped.Load())

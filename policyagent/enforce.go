@@ -12,6 +12,7 @@ import (
 	"code.cloudfoundry.org/silk/firewall"
 	"code.cloudfoundry.org/silk/firewall/nft"
 	"code.cloudfoundry.org/silk/identity"
+	"code.cloudfoundry.org/silk/internal/reconcile"
 	"code.cloudfoundry.org/silk/policy"
 	"code.cloudfoundry.org/silk/revision"
 )
@@ -46,7 +47,7 @@ func (a *agent) pass(ctx context.Context) error {
 	a.mu.Lock()
 	took, ended := a.now.passTook, a.now.passEnded
 	a.mu.Unlock()
-	if rest := min(took, longRest) - time.Since(ended); took > longPass && rest > 0 && !sleep(ctx, rest) {
+	if rest := min(took, longRest) - time.Since(ended); took > longPass && rest > 0 && !reconcile.Sleep(ctx, rest) {
 		return ctx.Err()
 	}
 	a.mu.Lock()

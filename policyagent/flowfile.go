@@ -9,6 +9,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"code.cloudfoundry.org/silk/internal/reconcile"
 )
 
 const (
@@ -67,7 +69,7 @@ func (f *flowFile) run(ctx context.Context) {
 		case <-ctx.Done():
 			alive = false
 		case <-f.more:
-			alive = sleep(ctx, filePause)
+			alive = reconcile.Sleep(ctx, filePause)
 		case <-check.C:
 		}
 		f.mu.Lock()

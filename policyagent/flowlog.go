@@ -138,7 +138,7 @@ func (f *flowLog) run(ctx context.Context) error {
 		}
 		pause := reconcile.Backoff(time.Second, time.Minute, failures)
 		f.log.Error("flow log hears nothing", "error", err, "retry_in", pause)
-		sleep(ctx, pause)
+		reconcile.Sleep(ctx, pause)
 	}
 	return nil
 }
@@ -238,7 +238,7 @@ func (f *flowLog) readPackets(ctx context.Context, packets *kernel.PacketLog) er
 		f.mu.Unlock()
 		before = lost
 		f.publish()
-		if err != nil || !sleep(ctx, packetPause) {
+		if err != nil || !reconcile.Sleep(ctx, packetPause) {
 			return closedIsNone(err)
 		}
 	}
@@ -250,7 +250,7 @@ func (f *flowLog) readEnds(ctx context.Context, ends *kernel.FlowEnds) error {
 	before := uint64(0)
 	for {
 		err := ends.Read(func(e kernel.FlowEnd) { heard = append(heard, e) })
-		alive := err == nil && sleep(ctx, endPause)
+		alive := err == nil && reconcile.Sleep(ctx, endPause)
 		lost := ends.Lost()
 		f.mu.Lock()
 		f.counts.ends += lost - before

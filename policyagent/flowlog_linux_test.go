@@ -18,6 +18,7 @@ import (
 
 	"code.cloudfoundry.org/silk/flow"
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/reconcile"
 	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/policy"
 )
@@ -121,7 +122,7 @@ func (l *logged) lines(want int) []flowLine {
 	l.world.t.Helper()
 	deadline := time.Now().Add(flowPatience)
 	eventually(l.world.t, fmt.Sprintf("%d lines", want), flowPatience+time.Second, func() bool { return len(l.read()) >= want || time.Now().After(deadline) })
-	sleep(l.world.t.Context(), time.Second)
+	reconcile.Sleep(l.world.t.Context(), time.Second)
 	out := l.read()
 	if len(out) != want {
 		l.world.t.Fatalf("%d lines, want %d:\n%s", len(out), want, texts(out))

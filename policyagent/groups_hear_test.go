@@ -70,13 +70,13 @@ func TestAnotherQuestionIsFollowedByTheNextOneAtOnce(t *testing.T) {
 	f := &hasty{}
 	hears(t, f, func(t *testing.T, ask func(string)) {
 		ask("s1")
-		sleep(t.Context(), 2500*time.Millisecond)
+		reconcile.Sleep(t.Context(), 2500*time.Millisecond)
 		before := len(f.times())
 		if before > 5 {
 			t.Errorf("%d questions in 2.5 s to a server that has nothing to say", before)
 		}
 		ask("s2")
-		sleep(t.Context(), 500*time.Millisecond)
+		reconcile.Sleep(t.Context(), 500*time.Millisecond)
 		if n := len(f.times()) - before; n != 2 {
 			t.Errorf("%d questions in half a second after another question, expected that and the next one", n)
 		}
@@ -88,7 +88,7 @@ func TestServersThatContradictEachOtherAreAskedInMeasure(t *testing.T) {
 	f := &hasty{flips: true}
 	hears(t, f, func(t *testing.T, ask func(string)) {
 		ask("s1")
-		sleep(t.Context(), 10*time.Second)
+		reconcile.Sleep(t.Context(), 10*time.Second)
 		if n := len(f.times()); n < 10 || n > 10*int(time.Second/newsGap)+1 {
 			t.Errorf("%d questions in 10 s", n)
 		}

@@ -183,7 +183,7 @@ func (a *agent) openTable(ctx context.Context) error {
 			a.closers = append(a.closers, a.table.Close)
 			return nil
 		}
-		if !errors.Is(err, fault.Conflict) || time.Now().After(deadline) || !sleep(ctx, 50*time.Millisecond) {
+		if !errors.Is(err, fault.Conflict) || time.Now().After(deadline) || !reconcile.Sleep(ctx, 50*time.Millisecond) {
 			return fmt.Errorf("make the policy table: %w", err)
 		}
 	}
@@ -297,7 +297,7 @@ func (a *agent) watchKernel(lost string, watch func(context.Context, func()) err
 			pause := reconcile.Backoff(time.Second, time.Minute, failures)
 			a.log.Error(lost, "error", err, "retry_in", pause)
 			a.enforcement.Kick()
-			sleep(ctx, pause)
+			reconcile.Sleep(ctx, pause)
 		}
 		return nil
 	}
@@ -377,15 +377,3 @@ func wall() time.Time { return time.Now().Round(0) }
 
 // spread returns a random part of d.
 func spread(d time.Duration) time.Duration { return rand.N(max(d, 1)) }
-
-// sleep waits for d and reports whether ctx is still alive.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}

@@ -44,7 +44,7 @@ func (p *proxy) watch(ctx context.Context) {
 		}
 		pause := reconcile.Backoff(time.Second, time.Minute, failures)
 		p.log.Error("watch on container devices ended", "error", err, "retry_in", pause)
-		sleep(ctx, pause)
+		reconcile.Sleep(ctx, pause)
 	}
 }
 

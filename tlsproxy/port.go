@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"code.cloudfoundry.org/silk/endpoint"
+	"code.cloudfoundry.org/silk/internal/reconcile"
 )
 
 // suites are those of TLS 1.2 that keep what was said secret when a key is lost; what deployed proxies offer is among them. Those of TLS 1.3 are
@@ -56,7 +57,7 @@ func (p *port) accept(ctx context.Context, l net.Listener) {
 		if err != nil {
 			if !errors.Is(err, syscall.ECONNABORTED) {
 				p.site.proxy.said.say(p.site.proxy.log, crowded, fmt.Errorf("accept: %w", err))
-				sleep(ctx, pause)
+				reconcile.Sleep(ctx, pause)
 				pause = min(2*pause, acceptLast)
 			}
 			continue

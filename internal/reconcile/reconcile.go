@@ -144,6 +144,18 @@ func (l *Loop) backoff(failures int) time.Duration {
 	return Backoff(l.retry(), limit, failures)
 }
 
+// Sleep waits for d and reports whether ctx is still alive.
+func Sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
 // Backoff returns the pause after the n-th failure in a row (n >= 1): first doubled n-1 times, at most limit, of which a
 // random half to whole.
 func Backoff(first, limit time.Duration, n int) time.Duration {
