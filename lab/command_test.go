@@ -70,24 +70,37 @@ func TestCommands(t *testing.T) {
 	expect(silk(0, "down"), "nothing of it is left")
 }
 
-// TestMachineWithoutCNI builds a lab on a machine that has no /etc/cni, and leaves it so.
-func TestMachineWithoutCNI(t *testing.T) {
+// TestMachinesOfOtherKinds builds labs on machines that lack /etc/cni or /etc/resolv.conf, or whose resolv.conf is systemd-resolved's below /run, and
+// leaves them so.
+func TestMachinesOfOtherKinds(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
-	base := t.TempDir()
-	script := `
-		mkdir upper work
-		mount -t overlay overlay -o lowerdir=/etc,upperdir=$PWD/upper,workdir=$PWD/work /etc
-		rm -rf /etc/cni
-		trap '"$SILK" lab --dir $PWD/lab down' EXIT
-		"$SILK" lab --dir $PWD/lab up --hosts 2 --containers 1 --policy none
-		"$SILK" lab --dir $PWD/lab exec host1 -- ls /etc/cni/net.d
-		test ! -e /etc/cni`
-	cmd := exec.Command("unshare", "--mount", "sh", "-ec", script)
-	cmd.Dir = base
-	cmd.Env = append(os.Environ(), "SILK="+filepath.Join(programs, "silk"))
-	out, err := cmd.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "2 of 2 connections work") || !strings.Contains(string(out), "10-silk.conflist") {
-		t.Errorf("%v\n%s", err, out)
+	for name, c := range map[string]struct{ make, still string }{
+		"no CNI":           {"rm -rf /etc/cni", "test ! -e /etc/cni"},
+		"no resolver":      {"rm -f /etc/resolv.conf; mkdir -p /etc/cni", "test ! -e /etc/resolv.conf"},
+		"a link":           {"mkdir -p /etc/cni /run/x; echo nameserver 192.0.2.1 >/run/x/stub.conf; ln -sf ../run/x/stub.conf /etc/resolv.conf", "grep 192.0.2.1 /etc/resolv.conf"},
+		"a link to nobody": {"mkdir -p /etc/cni; ln -sf /nowhere/stub.conf /etc/resolv.conf", "test -L /etc/resolv.conf; test ! -e /nowhere"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			script := `
+				mkdir upper work
+				mount -t overlay overlay -o lowerdir=/etc,upperdir=$PWD/upper,workdir=$PWD/work /etc
+				mount -t tmpfs tmpfs /run
+				umount /etc/resolv.conf 2>/dev/null || true
+				` + c.make + `
+				trap '"$SILK" lab --dir $PWD/lab down' EXIT
+				"$SILK" lab --dir $PWD/lab up --hosts 2 --containers 1 --policy none
+				"$SILK" lab --dir $PWD/lab exec host1 -- sh -ec 'ls /etc/cni/net.d; echo $(wc -c </etc/resolv.conf) bytes of resolver; echo mine >/etc/cni/net.d/mine'
+				test ! -e /etc/cni/net.d/mine
+				` + c.still
+			cmd := exec.Command("unshare", "--mount", "sh", "-ec", script)
+			cmd.Dir = t.TempDir()
+			cmd.Env = append(os.Environ(), "SILK="+filepath.Join(programs, "silk"))
+			out, err := cmd.CombinedOutput()
+			if err != nil || !strings.Contains(string(out), "2 of 2 connections work") || !strings.Contains(string(out), "10-silk.conflist\n0 bytes of resolver\n") {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
 	}
 }

@@ -122,7 +122,7 @@ func (n *node) attach(ctx context.Context, want containerEntry) (a netip.Addr, e
 		}
 		if linked {
 			if res, err := c.GetNetworkListCachedResult(list, rt); err == nil && res != nil {
-				a, err = firstAddress(res)
+				a, err = take(name, res)
 				return err
 			}
 		}
@@ -136,7 +136,7 @@ func (n *node) attach(ctx context.Context, want containerEntry) (a netip.Addr, e
 		}
 		res, err := c.AddNetworkList(ctx, list, rt)
 		if err == nil {
-			a, err = firstAddress(res)
+			a, err = take(name, res)
 		}
 		if err != nil { // as the specification asks of a runtime
 			return errors.Join(err, c.DelNetworkList(ctx, list, rt))
@@ -174,13 +174,19 @@ func (n *node) detach(ctx context.Context, c *container) error {
 		return cni.DelNetworkList(ctx, list, rt)
 	})
 	if err == nil {
-		err = n.inContainer(n.space, c.name, func(sp *space) error { return sweepSpace(sp.net, nil) })
+		err = n.inContainer(n.space, c.name, func(sp *space) error {
+			id, err := sp.net.ID()
+			if err != nil {
+				return err
+			}
+			return sweepSpaces(map[kernel.NSID]bool{id: true})
+		})
 		if errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
 	}
 	if err == nil {
-		err = n.space.do(func() error { return kernel.UnbindNS(netnsPath(c.name)) })
+		err = n.space.do(func() error { return errors.Join(kernel.UnbindNS(netnsPath(c.name)), dropResolver(c.name)) })
 	}
 	if err == nil {
 		err = n.s.update(func(j *journal) error {
@@ -231,7 +237,8 @@ func (n *node) cni(ctx context.Context, name string, fn func(context.Context, *l
 	})
 }
 
-func firstAddress(r types.Result) (netip.Addr, error) {
+// take returns the address that the plugin's result has for the container, and gives it the resolver that it has. It is called on the host.
+func take(name string, r types.Result) (netip.Addr, error) {
 	res, err := types100.GetResult(r)
 	if err != nil {
 		return netip.Addr{}, err
@@ -243,7 +250,7 @@ func firstAddress(r types.Result) (netip.Addr, error) {
 	if !ok {
 		return netip.Addr{}, fmt.Errorf("the plugin's result has the address %v", res.IPs[0].Address)
 	}
-	return a.Unmap(), nil
+	return a.Unmap(), writeResolver(name, res.DNS)
 }
 
 // kill ends the container's responder.

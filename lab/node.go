@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/reconcile"
 )
 
@@ -250,13 +251,42 @@ func (n *node) destroy() error {
 	if n.space == nil {
 		return nil
 	}
-	if err := sweepSpace(n.space.net, n.space.mnt); err != nil {
+	spaces, err := n.spaces()
+	if err != nil {
 		return err
 	}
-	err := errors.Join(unplug(n.index), dropNames(n.name))
+	if err := sweepSpaces(spaces); err != nil {
+		return err
+	}
+	err = errors.Join(unplug(n.index), dropNames(n.name))
 	n.space.close()
 	n.space = nil
 	return err
+}
+
+// spaces returns the namespaces in which processes of the node are: its own, and those that are named on the host, which are containers'. A command in
+// a container has mounts of its own and is found by the container's network.
+func (n *node) spaces() (map[kernel.NSID]bool, error) {
+	id, err := n.space.net.ID()
+	if err != nil {
+		return nil, err
+	}
+	ids := map[kernel.NSID]bool{id: true}
+	if n.space.mnt == nil {
+		return ids, nil
+	}
+	if id, ok := fileID(n.space.mnt.Name(), n.space.mnt); ok {
+		ids[id] = true
+	}
+	return ids, n.space.do(func() error {
+		names, err := os.ReadDir(netNames)
+		for _, e := range names {
+			if id, ok := fileID(netnsPath(e.Name()), nil); ok { // a name without a namespace is a file that no process is in
+				ids[id] = true
+			}
+		}
+		return err
+	})
 }
 
 // leave gives the host's lease back, as an operator would, and takes the host down.

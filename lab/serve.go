@@ -305,6 +305,11 @@ func (s *supervisor) exec(ctx context.Context, w *wire, r message) (int, error) 
 	var p *process
 	err := s.inSpace(r.Name, func(sp *space) error {
 		return sp.do(func() error {
+			if _, err := s.hostOf(r.Name); err == nil {
+				if err := showResolver(r.Name); err != nil {
+					return err
+				}
+			}
 			env := environ(s.dir, roleExec, s.programs(), append(r.Env, s.policyEnv(r.Name)...)...)
 			path, err := lookPath(r.Command[0], env)
 			if err != nil {

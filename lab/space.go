@@ -222,41 +222,78 @@ func hostMounts(dir string) error {
 	if err := os.Mkdir(netNames, 0o755); err != nil {
 		return err
 	}
-	if err := errors.Join(privateEtcCNI(), privateSys()); err != nil {
+	if err := errors.Join(privateEtc(), privateSys()); err != nil {
 		return err
 	}
-	if _, err := os.Stat("/etc/resolv.conf"); err == nil {
-		empty := "/run/resolv.conf"
-		if err := os.WriteFile(empty, nil, 0o644); err != nil {
-			return err
-		}
-		if err := unix.Mount(empty, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("hide /etc/resolv.conf: %w", err)
-		}
+	empty := "/run/resolv.conf"
+	if err := os.WriteFile(empty, nil, 0o644); err != nil {
+		return err
+	}
+	if err := unix.Mount(empty, resolvConf, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("hide %s: %w", resolvConf, err)
 	}
 	return nil
 }
 
-// privateEtcCNI makes /etc/cni writable for the host alone. Where the machine has none, an overlay of /etc holds it.
-func privateEtcCNI() error {
-	if _, err := os.Stat("/etc/cni"); errors.Is(err, fs.ErrNotExist) {
-		for _, d := range []string{"/run/etc", "/run/etc/upper", "/run/etc/work"} {
-			if err := os.Mkdir(d, 0o755); err != nil {
-				return err
-			}
+// privateEtc makes /etc/cni writable for the host alone, and sees to it that there is an /etc/resolv.conf to put another one over. Where the
+// machine has none of the one or the other, an overlay of /etc holds it.
+func privateEtc() error {
+	_, noCNI := os.Stat("/etc/cni")
+	noResolver := reviveResolver()
+	if errors.Is(noCNI, fs.ErrNotExist) || noResolver != nil {
+		if err := overlayEtc(); err != nil {
+			return fmt.Errorf("mount an overlay on /etc, which has no cni directory or no resolv.conf: %w", err)
 		}
-		opts := "lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work"
-		err := unix.Mount("overlay", "/etc", "overlay", 0, opts)
-		if err != nil { // without privilege the kernel wants its marks in user attributes (5.11)
-			err = unix.Mount("overlay", "/etc", "overlay", 0, opts+",userxattr")
+	}
+	if noResolver != nil {
+		if err := os.Remove(resolvConf); err != nil && !errors.Is(err, fs.ErrNotExist) { // a link that leads nowhere
+			return err
 		}
-		if err != nil {
-			return fmt.Errorf("mount an overlay on /etc, which has no cni directory: %w", err)
+		if err := os.WriteFile(resolvConf, nil, 0o644); err != nil {
+			return err
 		}
-	} else if err := unix.Mount("tmpfs", "/etc/cni", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
-		return fmt.Errorf("mount a private /etc/cni: %w", err)
+	}
+	if noCNI == nil {
+		if err := unix.Mount("tmpfs", "/etc/cni", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+			return fmt.Errorf("mount a private /etc/cni: %w", err)
+		}
 	}
 	return os.MkdirAll(cniConfDir, 0o755)
+}
+
+// reviveResolver makes what a link of systemd-resolved leads to, which the host's empty /run hides. An error: there is no resolv.conf.
+func reviveResolver() error {
+	if _, err := os.Stat(resolvConf); err == nil {
+		return nil
+	}
+	to, err := os.Readlink(resolvConf)
+	if err != nil {
+		return err
+	}
+	if !filepath.IsAbs(to) {
+		to = filepath.Join(filepath.Dir(resolvConf), to)
+	}
+	if !strings.HasPrefix(filepath.Clean(to), "/run/") { // the machine's, which is not ours to write
+		return fmt.Errorf("%s leads to %s, which is not there", resolvConf, to)
+	}
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(to, nil, 0o644)
+}
+
+func overlayEtc() error {
+	for _, d := range []string{"/run/etc", "/run/etc/upper", "/run/etc/work"} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return err
+		}
+	}
+	opts := "lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work"
+	err := unix.Mount("overlay", "/etc", "overlay", 0, opts)
+	if err != nil { // without privilege the kernel wants its marks in user attributes (5.11)
+		err = unix.Mount("overlay", "/etc", "overlay", 0, opts+",userxattr")
+	}
+	return err
 }
 
 // privateSys shows the host's own devices in /sys: the kernel shows those of the network namespace that mounted it. The control

@@ -58,19 +58,8 @@ func sweepLab(ctx context.Context, dir string) error {
 	})
 }
 
-// sweepSpace kills what runs in the namespaces and what that has started.
-func sweepSpace(net *kernel.NS, mnt *os.File) error {
-	spaces := map[kernel.NSID]bool{}
-	id, err := net.ID()
-	if err != nil {
-		return err
-	}
-	spaces[id] = true
-	if mnt != nil {
-		if id, ok := fileID(mnt.Name(), mnt); ok {
-			spaces[id] = true
-		}
-	}
+// sweepSpaces kills what runs in any of the namespaces and what that has started.
+func sweepSpaces(spaces map[kernel.NSID]bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), sweepTime)
 	defer cancel()
 	return sweep(ctx, func(pids []int) map[int]bool {
