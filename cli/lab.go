@@ -63,7 +63,7 @@ func labCommand() *cobra.Command {
 	c.AddCommand(
 		onLab(f, "rm NAME", "Remove a container, or a host with its containers", (*lab.Lab).Remove),
 		onLab(f, "kill PROGRAM|HOST", "Kill a program or cut a host's power; it comes back\n\n"+
-			"PROGRAM is controller, policy-server, outside, supervisor, keeper, HOST/silk-daemon, HOST/vxlan-policy-agent, or CONTAINER for its responder.", (*lab.Lab).Kill),
+			"PROGRAM is controller, policy-server, nats-server, outside, supervisor, keeper, HOST/silk-daemon, HOST/vxlan-policy-agent, HOST/silk-dns, HOST/silk-tls, or CONTAINER for its responder.", (*lab.Lab).Kill),
 		onLab(f, "partition HOST", "Cut a host off the underlay", (*lab.Lab).Partition),
 		onLab(f, "heal HOST", "Undo partition", (*lab.Lab).Heal),
 		&cobra.Command{Use: "down", Short: "Remove the lab and everything of it", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
@@ -149,6 +149,7 @@ func labUp(f *labFlags) *cobra.Command {
 	c.Flags().IntVar(&o.Containers, "containers", 2, "number of containers on each host")
 	c.Flags().StringVar((*string)(&o.Policy), "policy", string(lab.PolicyRequired), "required: containers are closed to each other until a policy opens them; none: they are open")
 	c.Flags().BoolVar(&o.Outside, "outside", false, "add a place outside of the overlay, which containers ask and which asks mapped ports")
+	c.Flags().BoolVar(&o.Names, "names", false, "containers find each other by name and speak TLS (needs nats-server)")
 	c.Flags().StringVar(&o.Programs, "programs", "", "directory of the silk programs (default that of this one)")
 	c.Flags().DurationVar(&wait, "wait", time.Minute, "how long to wait until everybody reaches everybody")
 	return c
@@ -156,7 +157,7 @@ func labUp(f *labFlags) *cobra.Command {
 
 // warnIgnored names the flags that say what a new lab is to be, and were given for one that is there.
 func warnIgnored(c *cobra.Command, command string) {
-	for _, name := range []string{"hosts", "containers", "outside", "programs"} {
+	for _, name := range []string{"hosts", "containers", "outside", "names", "programs"} {
 		if c.Flags().Changed(name) {
 			fmt.Fprintf(c.ErrOrStderr(), "--%s is for a new lab and changed nothing: use %s add-host, add and rm, or down first\n", name, command)
 		}

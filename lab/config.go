@@ -1,14 +1,19 @@
 package lab
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 )
 
-const conflistName = "10-silk.conflist" // for the container runtimes that people start on a host
+const (
+	conflistName = "10-silk.conflist" // for the container runtimes that people start on a host
+	ownNetwork   = "lab"              // of the lab's own containers
+)
 
 // writeConfigs writes the certificates and configurations of the node's programs, and a host's network configuration.
 func (n *node) writeConfigs() error {
@@ -25,21 +30,38 @@ func (n *node) writeConfigs() error {
 	tls := map[string]any{"ca_cert_file": n.s.ca.CertFile()}
 	if !n.isHost() {
 		tls["server_cert_file"], tls["server_key_file"] = cert, key
-		if n.s.policed() {
-			if err := n.writePolicyServer(tls); err != nil {
-				return err
-			}
-		}
-		return writeJSON(filepath.Join(n.dir(), "controller.json"), tls, map[string]any{
-			"debug_server_port": 46455, "health_check_port": 19683, "listen_host": address(0).String(), "listen_port": controllerPort,
-			"network": Overlay.String(), "subnet_prefix_length": 24, "lease_expiration_seconds": 604800, "staleness_threshold_seconds": 3600,
-			"metrics_emit_seconds": 30, "metron_port": 3457, "log_prefix": "cfnetworking", "max_open_connections": 10,
-			"max_idle_connections": 10, "connections_max_lifetime_seconds": 3600,
-			"database": map[string]any{"type": "sqlite", "path": filepath.Join(n.dir(), "controller.db")},
-		})
+		return n.writeControl(tls, cert, key)
 	}
 	tls["client_cert_file"], tls["client_key_file"] = cert, key
-	err = writeJSON(n.network(), n.networkConfig("1.1.0", "lab")) // not the runtimes': its GC would remove their containers
+	return n.writeHost(tls, cert, key)
+}
+
+// writeControl writes the configurations of the programs that are not on hosts.
+func (n *node) writeControl(tls map[string]any, cert, key string) error {
+	if n.s.policed() {
+		if err := n.writePolicyServer(tls); err != nil {
+			return err
+		}
+	}
+	keys := map[string]any{}
+	if n.s.named() {
+		keys = n.s.caKeys()
+		if err := n.writeNATS(cert, key); err != nil {
+			return err
+		}
+	}
+	return writeJSON(filepath.Join(n.dir(), "controller.json"), tls, keys, map[string]any{
+		"debug_server_port": 46455, "health_check_port": 19683, "listen_host": address(0).String(), "listen_port": controllerPort,
+		"network": Overlay.String(), "subnet_prefix_length": 24, "lease_expiration_seconds": 604800, "staleness_threshold_seconds": 3600,
+		"metrics_emit_seconds": 30, "metron_port": 3457, "log_prefix": "cfnetworking", "max_open_connections": 10,
+		"max_idle_connections": 10, "connections_max_lifetime_seconds": 3600,
+		"database": map[string]any{"type": "sqlite", "path": filepath.Join(n.dir(), "controller.db")},
+	})
+}
+
+// writeHost writes the configurations of a host's programs and of its networks.
+func (n *node) writeHost(tls map[string]any, cert, key string) error {
+	err := writeJSON(n.network(), n.networkConfig("1.1.0", ownNetwork)) // not the runtimes': its GC would remove their containers
 	if err != nil {
 		return err
 	}
@@ -58,6 +80,11 @@ func (n *node) writeConfigs() error {
 			return err
 		}
 	}
+	if n.s.named() {
+		if err := errors.Join(n.writeResolverConfig(cert, key), n.writeProxyConfig(tls), n.space.do(n.showRoots)); err != nil {
+			return err
+		}
+	}
 	return n.space.do(func() error {
 		return writeJSON(filepath.Join(cniConfDir, conflistName), n.networkConfig("1.0.0", "silk")) // what every runtime knows
 	})
@@ -70,6 +97,9 @@ func (n *node) networkConfig(version, name string) map[string]any {
 	plugin := map[string]any{"type": "silk-cni", "daemonPort": daemonPort, "endpointDir": "/run/silk/endpoints", "capabilities": map[string]any{"portMappings": true}}
 	if n.s.policed() {
 		maps.Copy(plugin, policyKeys)
+	}
+	if n.s.named() {
+		maps.Copy(plugin, nameKeys(name == ownNetwork))
 	}
 	return map[string]any{"cniVersion": version, "name": name, "plugins": []any{plugin}}
 }
@@ -88,9 +118,12 @@ func writeJSON(path string, parts ...map[string]any) error {
 	for _, p := range parts {
 		maps.Copy(all, p)
 	}
-	b, err := json.MarshalIndent(all, "", "  ")
-	if err != nil {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false) // nats-server reads no \u003e
+	e.SetIndent("", "  ")
+	if err := e.Encode(all); err != nil {
 		return err
 	}
-	return writeFile(path, append(b, '\n'))
+	return writeFile(path, b.Bytes())
 }

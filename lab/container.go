@@ -112,6 +112,9 @@ func (n *node) attach(ctx context.Context, want containerEntry) (a netip.Addr, e
 		return a, err
 	}
 	err = n.cni(ctx, name, func(ctx context.Context, c *libcni.CNIConfig, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
+		if n.s.named() {
+			rt.Args = want.nameArgs()
+		}
 		if len(want.Ports) > 0 {
 			rt.CapabilityArgs = map[string]any{"portMappings": portMappings(want.Ports)}
 		}
@@ -170,6 +173,9 @@ func (n *node) detach(ctx context.Context, c *container) error {
 	c.responder.end()
 	c.responder = nil
 	n.mu.Unlock()
+	if a, _ := c.state(); a.IsValid() {
+		n.detached = append(n.detached, a)
+	}
 	err := n.cni(ctx, c.name, func(ctx context.Context, cni *libcni.CNIConfig, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
 		return cni.DelNetworkList(ctx, list, rt)
 	})

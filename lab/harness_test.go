@@ -73,10 +73,15 @@ func up(t *testing.T, o lab.Options) *lab.Lab {
 	if err := os.Mkdir(o.Programs, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []string{"silk", "silk-controller", "silk-daemon", "silk-cni", "silk-teardown", "policy-server", "vxlan-policy-agent"} {
-		if err := os.Symlink(filepath.Join(programs, p), filepath.Join(o.Programs, p)); err != nil {
-			t.Fatal(err)
-		}
+	all := []string{"silk", "silk-controller", "silk-daemon", "silk-cni", "silk-teardown", "policy-server", "vxlan-policy-agent"}
+	if o.Names {
+		all = append(all, "silk-dns", "silk-tls")
+		nats, err := exec.LookPath("nats-server")
+		do(t, err)
+		do(t, os.Symlink(nats, filepath.Join(o.Programs, "nats-server"))) // where it is looked for first
+	}
+	for _, p := range all {
+		do(t, os.Symlink(filepath.Join(programs, p), filepath.Join(o.Programs, p)))
 	}
 	l, err := lab.Up(t.Context(), o)
 	if err != nil {
@@ -208,7 +213,7 @@ func program(t *testing.T, s lab.Status, name string) lab.Program {
 		}
 	}
 	for _, h := range s.Hosts {
-		for _, p := range []lab.Program{h.Daemon, h.Agent} {
+		for _, p := range []lab.Program{h.Daemon, h.Agent, h.Resolver, h.Proxy} {
 			if p.Name == name {
 				return p
 			}

@@ -24,6 +24,7 @@ type journal struct {
 	BridgeNF   bool             `json:"bridge_nf,omitempty"`
 	Policy     Policy           `json:"policy,omitempty"` // empty as PolicyNone: labs of earlier versions
 	Outside    bool             `json:"outside,omitempty"`
+	NATS       string           `json:"nats,omitempty"` // path of nats-server; empty: containers have no names
 	Hosts      []hostEntry      `json:"hosts"`
 	Containers []containerEntry `json:"containers"`
 }
@@ -41,19 +42,20 @@ type containerEntry struct {
 	Name    string `json:"name"`
 	Host    string `json:"host"`
 	Group   string `json:"group,omitempty"` // policy group
+	Index   int    `json:"index,omitempty"` // of the instance, among the containers of its group
 	Ports   []Port `json:"ports,omitempty"`
 	Leaving bool   `json:"leaving,omitempty"`
 }
 
 // newJournal returns host1 to hostN with c1 to cM spread over them in order, web and api by turns.
 func newJournal(o Options) *journal {
-	j := &journal{Version: journalVersion, Name: o.Name, Programs: o.Programs, BridgeNF: o.BridgeNF, Policy: o.Policy, Outside: o.Outside, Hosts: []hostEntry{}, Containers: []containerEntry{}}
+	j := &journal{Version: journalVersion, Name: o.Name, Programs: o.Programs, BridgeNF: o.BridgeNF, Policy: o.Policy, Outside: o.Outside, NATS: o.nats, Hosts: []hostEntry{}, Containers: []containerEntry{}}
 	for i := range o.Hosts {
 		h := fmt.Sprintf("host%d", i+1)
 		j.Hosts = append(j.Hosts, hostEntry{Name: h, Index: i + 1})
 		for range o.Containers {
 			n := len(j.Containers)
-			j.Containers = append(j.Containers, containerEntry{Name: fmt.Sprintf("c%d", n+1), Host: h, Group: groups[n%len(groups)]})
+			j.Containers = append(j.Containers, containerEntry{Name: fmt.Sprintf("c%d", n+1), Host: h, Group: groups[n%len(groups)], Index: n / len(groups)})
 		}
 	}
 	return j
@@ -84,7 +86,7 @@ func parseJournal(b []byte) (*journal, error) {
 		seen[h.Name], indexes[h.Index] = true, true
 	}
 	for _, c := range j.Containers {
-		if checkName(c.Name) != nil || seen[c.Name] || j.host(c.Host) == nil || c.Group != "" && checkGroup(c.Group) != nil {
+		if checkName(c.Name) != nil || seen[c.Name] || j.host(c.Host) == nil || c.Group != "" && checkGroup(c.Group) != nil || c.Index < 0 {
 			return nil, fault.Invalidf("the lab's journal is damaged: container %q on %q", c.Name, c.Host)
 		}
 		seen[c.Name] = true

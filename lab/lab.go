@@ -35,7 +35,9 @@ type Options struct {
 	Containers int    // per host, default 2; -1: none
 	Policy     Policy // default PolicyRequired
 	Outside    bool   // a place outside that containers may reach, and that reaches their mapped ports
-	Programs   string // directory of silk, silk-controller, silk-daemon, silk-cni, silk-teardown, policy-server, vxlan-policy-agent; default that of this program
+	Names      bool   // containers find each other by name, and TLS ends in front of them: needs nats-server
+	Programs   string // directory of Silk's programs; default that of this program
+	nats       string // path of nats-server, with Names
 	BridgeNF   bool   // leave bridge-nf-call-* on in the underlay's namespace
 }
 
@@ -69,7 +71,7 @@ func DefaultDir(name string) string {
 }
 
 // reserved names stand for parts of the lab itself, or for devices of every machine: a host's name is that of its port.
-var reserved = []string{controlName, outsideName, underlayName, roleController, rolePolicyServer, roleSupervisor, roleKeeper, roleExec, "lo", "all", "default"}
+var reserved = []string{controlName, outsideName, underlayName, roleController, rolePolicyServer, roleNATS, roleSupervisor, roleKeeper, roleExec, "lo", "all", "default"}
 
 var nameForm = regexp.MustCompile(`^[a-z][a-z0-9-]{0,14}$`)
 
@@ -126,12 +128,26 @@ func (o *Options) fill() error {
 	if o.Policy != PolicyRequired && o.Policy != PolicyNone {
 		return fault.Invalidf("policy %q: expected required or none", o.Policy)
 	}
-	for _, p := range o.Policy.programs() {
+	for _, p := range o.needs() {
 		if _, err := os.Stat(filepath.Join(o.Programs, p)); err != nil {
 			return fault.Invalidf("a lab runs the real programs, expected beside each other: %w: build them all (make build)", err)
 		}
 	}
+	if o.Names {
+		if o.nats, err = findNATS(o.Programs); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// needs returns the programs that the lab runs.
+func (o *Options) needs() []string {
+	all := o.Policy.programs()
+	if o.Names {
+		all = append(all, namePrograms...)
+	}
+	return all
 }
 
 // Up builds the lab, or adopts the one that is in the directory already, and returns when its supervisor answers; the

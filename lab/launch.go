@@ -182,7 +182,7 @@ func (l *Lab) attended() (bool, error) {
 }
 
 func startKeeper(dir, programs string) (*process, error) {
-	return start(logFile(dir, roleKeeper), environ(dir, roleKeeper, programs), filepath.Join(programs, "silk"), "lab", "keep", "--dir", dir)
+	return start(logFile(dir, roleKeeper), environ(dir, roleKeeper, programs), nil, filepath.Join(programs, "silk"), "lab", "keep", "--dir", dir)
 }
 
 // Keep is the keeper: it restarts the supervisor when that dies, as the supervisor restarts it, and reaps what a dead supervisor
@@ -217,7 +217,7 @@ func Keep(ctx context.Context, dir string, log *slog.Logger) error {
 		}
 	}()
 	newProgram(dir, roleSupervisor, log, func() (*process, error) {
-		return start(logFile(dir, roleSupervisor), environ(dir, roleSupervisor, j.Programs), filepath.Join(j.Programs, "silk"), "lab", "supervise", "--dir", dir)
+		return start(logFile(dir, roleSupervisor), environ(dir, roleSupervisor, j.Programs), nil, filepath.Join(j.Programs, "silk"), "lab", "supervise", "--dir", dir)
 	}).run(ctx)
 	<-reaped
 	return nil

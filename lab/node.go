@@ -24,12 +24,14 @@ type node struct {
 	loop  *reconcile.Loop
 	gone  chan struct{} // closed when the host has left
 
-	pass      sync.Mutex // held through a pass or a command on the node: one changes it at a time; guards collected
+	pass      sync.Mutex // held through a pass or a command on the node: one changes it at a time; guards the next two
 	collected bool
+	detached  []netip.Addr // of containers that have gone
 
 	mu         sync.RWMutex // guards what follows; held while the space is in use, so that it is not closed under a reader
 	space      *space
 	programs   []*task
+	held       *handover // with programs
 	containers map[string]*container
 }
 
@@ -137,8 +139,12 @@ func (n *node) build(ctx context.Context, want hostEntry) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.held = &handover{}
 	for _, r := range n.runs() {
 		n.programs = append(n.programs, keep(ctx, newProgram(n.s.dir, r.role, n.s.log, func() (*process, error) {
+			if r.role == n.name+"/silk-dns" {
+				return n.startResolver(r)
+			}
 			return n.start(n.space, r.role, r.program, r.args...)
 		})))
 	}
@@ -147,7 +153,7 @@ func (n *node) build(ctx context.Context, want hostEntry) error {
 
 // run is a program that a node runs.
 type run struct {
-	role, program string
+	role, program string // the program's path, or its name beside Silk's others
 	args          []string
 }
 
@@ -158,8 +164,12 @@ func (n *node) runs() []run {
 	if n.isOutside() {
 		return []run{{outsideName, "silk", []string{"lab", "respond", "--as", outsideName}}}
 	}
+	named := n.s.named()
 	if !n.isHost() {
 		all := []run{{roleController, "silk-controller", []string{"-config", file("controller.json")}}}
+		if named {
+			all = append(all, run{roleNATS, n.s.natsPath(), []string{"-c", file("nats.conf")}})
+		}
 		if policed {
 			all = append(all, run{rolePolicyServer, "policy-server", []string{"-config-file", file("policy-server.json")}})
 		}
@@ -168,6 +178,9 @@ func (n *node) runs() []run {
 	all := []run{{n.name + "/silk-daemon", "silk-daemon", []string{"-config", n.daemonConfig()}}}
 	if policed {
 		all = append(all, run{n.name + "/vxlan-policy-agent", "vxlan-policy-agent", []string{"-config-file", file("policy-agent.json")}})
+	}
+	if named {
+		all = append(all, run{n.name + "/silk-dns", "silk-dns", []string{"-config", file("dns.json")}}, run{n.name + "/silk-tls", "silk-tls", []string{"-config-file", file("tls.json")}})
 	}
 	return all
 }
@@ -197,11 +210,19 @@ func (n *node) ensureSpace() error {
 	return nil
 }
 
-// start starts one of the silk programs in a space of the node.
-func (n *node) start(sp *space, role, name string, args ...string) (p *process, err error) {
+// start starts a program in a space of the node.
+func (n *node) start(sp *space, role, name string, args ...string) (*process, error) {
+	return n.startWith(sp, role, nil, name, args...)
+}
+
+// startWith is start of a program that gets files besides, as descriptors from 3 on.
+func (n *node) startWith(sp *space, role string, files []*os.File, name string, args ...string) (p *process, err error) {
 	programs := n.s.programs()
+	if !filepath.IsAbs(name) {
+		name = filepath.Join(programs, name)
+	}
 	err = sp.do(func() error {
-		p, err = start(n.s.logFile(role), environ(n.s.dir, role, programs), filepath.Join(programs, name), args...)
+		p, err = start(n.s.logFile(role), environ(n.s.dir, role, programs), files, name, args...)
 		return err
 	})
 	return p, err
@@ -248,6 +269,7 @@ func (n *node) destroy() error {
 		<-t.done
 	}
 	n.programs, n.containers = nil, map[string]*container{}
+	n.held.close()
 	if n.space == nil {
 		return nil
 	}
@@ -291,11 +313,15 @@ func (n *node) spaces() (map[kernel.NSID]bool, error) {
 
 // leave gives the host's lease back, as an operator would, and takes the host down.
 func (n *node) leave(ctx context.Context) error {
+	if n.s.named() {
+		n.awaitForgotten(ctx)
+	}
 	n.mu.Lock()
 	for _, t := range n.programs { // they would repair what silk-teardown removes
 		t.end()
 	}
 	n.programs = nil
+	n.held.close()
 	n.mu.Unlock()
 	role := n.name + "/silk-teardown"
 	p, err := n.start(n.space, role, "silk-teardown", "-config", n.daemonConfig())

@@ -2,7 +2,9 @@ package lab
 
 import (
 	"errors"
+	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -147,6 +149,21 @@ func TestWirePassesFilesAndRefusesEndlessLines(t *testing.T) {
 	}
 	server.close()
 	<-sent
+}
+
+func TestInstancesHaveNumbersOfTheirOwn(t *testing.T) {
+	j := newJournal(Options{Hosts: 2, Containers: 3})
+	got := map[string]int{}
+	for _, c := range j.Containers {
+		got[fmt.Sprintf("%d.%s", c.Index, c.Group)]++
+	}
+	if want := map[string]int{"0.web": 1, "1.web": 1, "2.web": 1, "0.api": 1, "1.api": 1, "2.api": 1}; !maps.Equal(got, want) {
+		t.Errorf("instances are %v, want %v", got, want)
+	}
+	j.Containers = without(j.Containers, func(c containerEntry) bool { return c.Group == "web" && c.Index == 1 })
+	if web, shop := j.freeIndexOf("web"), j.freeIndexOf("shop"); web != 1 || shop != 0 {
+		t.Errorf("the next of web is %d and that of shop %d, want 1 and 0", web, shop)
+	}
 }
 
 func TestNames(t *testing.T) {

@@ -2,15 +2,12 @@ package lab
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -112,23 +109,20 @@ func (n *node) writePolicyServer(tls map[string]any) error {
 
 // writeAgent writes the configuration of a host's policy agent.
 func (n *node) writeAgent(tls map[string]any) error {
+	var dns []string
+	if n.s.named() {
+		dns = []string{resolverAddress.String()}
+	}
 	return writeJSON(filepath.Join(n.dir(), "policy-agent.json"), tls, map[string]any{
+		"dns_servers":       dns,
 		"policy_server_url": fmt.Sprintf("https://%v:%d", address(0), internalPort), "underlay_ips": []string{address(n.index).String()},
 		"overlay_network": Overlay.String(), "endpoint_dir": "/run/silk/endpoints", "state_dir": filepath.Join(n.dir(), "policy-state"),
 		"debug_server_port": agentPort, "force_policy_poll_cycle_port": forcePort, "enable_asg_syncing": n.s.outside != nil,
 	})
 }
 
-// token returns the bearer token of the lab's admin, made now if there is none.
-func (s *supervisor) token() (string, error) {
-	path := filepath.Join(s.dir, "policy-token")
-	b, err := os.ReadFile(path)
-	if err == nil && len(b) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return string(b), err
-	}
-	token := rand.Text()
-	return token, writeFile(path, []byte(token))
-}
+// token returns the bearer token of the lab's admin.
+func (s *supervisor) token() (string, error) { return s.secret("policy-token") }
 
 // policyEnv returns what silk policy needs to know on a host: how to reach policy-server, as its admin. Containers do not get it.
 func (s *supervisor) policyEnv(where string) []string {
@@ -144,13 +138,13 @@ func (s *supervisor) policyEnv(where string) []string {
 	}
 }
 
-// enforcement returns how the host's policy agent says it stands.
-func (n *node) enforcement(ctx context.Context) (state, reason string) {
+// health returns how a program of the host says it stands, at its debug port.
+func (n *node) health(ctx context.Context, port int) (state, reason string) {
 	var h struct {
 		Status  string   `json:"status"`
 		Reasons []string `json:"reasons"`
 	}
-	err := n.ask(ctx, agentPort, "/health", &h)
+	err := n.ask(ctx, port, "/health", &h)
 	var se *httpjson.StatusError
 	if err != nil && !(errors.As(err, &se) && se.Status == http.StatusServiceUnavailable) {
 		return NoAnswer, ""

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -58,7 +59,39 @@ func (s Status) Write(w io.Writer) error {
 	} else if err := s.writeMatrix(w); err != nil {
 		return err
 	}
+	if err := s.writeNames(w); err != nil {
+		return err
+	}
 	return s.writeEdge(w)
+}
+
+// writeNames prints which names stand for whom: those of groups, and the containers' own that are not known everywhere.
+func (s Status) writeNames(w io.Writer) error {
+	if len(s.Names) == 0 {
+		return nil
+	}
+	fmt.Fprintln(w)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "NAME\tADDRESSES\tKNOWN")
+	for _, n := range s.Names {
+		if own, _ := strings.CutSuffix(n.Name, "."+Domain); s.isContainer(own) && len(n.Missing) == 0 {
+			continue // there may be many, and each says what is to be expected
+		}
+		var all []string
+		for _, a := range n.Addresses {
+			all = append(all, a.String())
+		}
+		known := fmt.Sprintf("on %d hosts", len(s.Hosts))
+		if len(n.Missing) > 0 {
+			known = "not, or not all, on " + strings.Join(n.Missing, ", ")
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\n", n.Name, orDash(strings.Join(all, " ")), known)
+	}
+	return t.Flush()
+}
+
+func (s Status) isContainer(name string) bool {
+	return slices.ContainsFunc(s.Containers, func(c Container) bool { return c.Name == name && c.Group != name })
 }
 
 func (s Status) writeMatrix(w io.Writer) error {
@@ -167,6 +200,10 @@ func (s Status) WriteHints(w io.Writer, command string) {
 		fmt.Fprintf(t, "  %s exec %s -- silk policy add %s %s --ports %d --wait\tlet one application talk to the other, and see when that is in force\n", command, rolePolicyServer, groups[0], groups[1], HTTPPort)
 		fmt.Fprintf(t, "  %s status\twho reaches whom now\n", command)
 	}
+	if len(s.Names) > 0 && from != "" {
+		name := groups[1] + "." + Domain
+		fmt.Fprintf(t, "  %s exec %s -- dig +short %s\twhere an application is\n", command, from, name)
+	}
 	fmt.Fprintf(t, "  %s exec %s -- ip route\tthe paths to the other hosts\n", command, host)
 	fmt.Fprintf(t, "  %s kill controller\tthe network goes on; it is restarted\n", command)
 	fmt.Fprintf(t, "  %s partition %s\tthen status, then heal %s\n", command, host, host)
@@ -194,7 +231,8 @@ func (h Host) state() string {
 	for _, p := range []struct {
 		say  bool
 		text string
-	}{{h.Partitioned, "partitioned"}, {h.Leaving, "leaving"}, {h.Reason != "", h.Reason}, {h.Enforcement != "" && h.Enforcement != Ready, strings.TrimSuffix("policy "+h.Enforcement+": "+h.Unenforced, ": ")}, {h.Error != "" && h.State == Ready, h.Error}} {
+	}{{h.Partitioned, "partitioned"}, {h.Leaving, "leaving"}, {h.Reason != "", h.Reason}, {h.Enforcement != "" && h.Enforcement != Ready, strings.TrimSuffix("policy "+h.Enforcement+": "+h.Unenforced, ": ")}, {h.Naming != "" && h.Naming != Ready, strings.TrimSuffix("names "+h.Naming+": "+h.Unnamed, ": ")}, {h.Proxying != "" && h.Proxying != Ready, strings.TrimSuffix("TLS "+h.Proxying+": "+h.Unproxied, ": ")},
+		{h.Error != "" && h.State == Ready, h.Error}} {
 		if p.say {
 			parts = append(parts, p.text)
 		}

@@ -38,6 +38,31 @@ func TestStatusAsText(t *testing.T) {
 	}
 }
 
+func TestNamesAsText(t *testing.T) {
+	a, b := netip.MustParseAddr("10.255.80.2"), netip.MustParseAddr("10.255.80.3")
+	s := lab.Status{
+		Hosts:      []lab.Host{{Name: "host1", State: lab.Ready, Naming: "degraded", Unnamed: "nats is away", Proxying: lab.NoAnswer}, {Name: "host2", State: lab.Ready, Naming: lab.Ready, Proxying: lab.Ready}},
+		Containers: []lab.Container{{Name: "c1", Group: "api"}, {Name: "c2", Group: "api"}, {Name: "web", Group: "web"}},
+		Names:      []lab.Name{{Name: "c1.apps.internal", Addresses: []netip.Addr{a}}, {Name: "c2.apps.internal", Addresses: []netip.Addr{b}, Missing: []string{"host2"}}, {Name: "api.apps.internal", Addresses: []netip.Addr{a, b}}, {Name: "web.apps.internal", Addresses: []netip.Addr{a}, Missing: []string{"host1", "host2"}}},
+	}
+	var out strings.Builder
+	if err := s.Write(&out); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{
+		"ready, names degraded: nats is away, TLS no answer\n", "api.apps.internal  10.255.80.2 10.255.80.3  on 2 hosts\n",
+		"c2.apps.internal   10.255.80.3              not, or not all, on host2\n",
+		"web.apps.internal  10.255.80.2              not, or not all, on host1, host2\n",
+	} {
+		if !strings.Contains(out.String(), line) {
+			t.Errorf("%q is not in\n%s", line, out.String())
+		}
+	}
+	if strings.Contains(out.String(), "c1.apps.internal") {
+		t.Errorf("a container's own name, known everywhere, is in\n%s", out.String())
+	}
+}
+
 func TestWhole(t *testing.T) {
 	whole := func() lab.Status {
 		return lab.Status{
@@ -57,6 +82,9 @@ func TestWhole(t *testing.T) {
 		"a path missing":  func(s *lab.Status) { s.Paths = s.Paths[:1] },
 		"a path failing":  func(s *lab.Status) { s.Paths[1].OK = false },
 		"a host's error":  func(s *lab.Status) { s.Hosts[0].Error = "x" },
+		"a name missing":  func(s *lab.Status) { s.Names = []lab.Name{{Name: "web.apps.internal", Missing: []string{"h"}}} },
+		"no names":        func(s *lab.Status) { s.Hosts[0].Naming = lab.NoAnswer },
+		"no TLS":          func(s *lab.Status) { s.Hosts[0].Proxying = "degraded" },
 		"container error": func(s *lab.Status) { s.Containers[0].Error = "x" },
 	} {
 		s := whole()

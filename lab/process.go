@@ -99,8 +99,8 @@ func (p *process) kill(sig unix.Signal) error {
 func (p *process) close() { p.fd.Close() }
 
 // start runs a program detached from whoever starts it, its output appended to the file at log. It must be called on the
-// thread whose namespaces the program is to have.
-func start(log string, env []string, path string, args ...string) (*process, error) {
+// thread whose namespaces the program is to have. Files beyond the standard ones are its descriptors from 3 on.
+func start(log string, env []string, files []*os.File, path string, args ...string) (*process, error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return nil, err
@@ -111,14 +111,14 @@ func start(log string, env []string, path string, args ...string) (*process, err
 		return nil, err
 	}
 	defer out.Close()
-	return spawn(env, [3]*os.File{null, out, out}, &unix.SysProcAttr{Setsid: true}, path, args...)
+	return spawn(env, append([]*os.File{null, out, out}, files...), &unix.SysProcAttr{Setsid: true}, path, args...)
 }
 
 // spawn starts a process and returns it held from its first moment.
-func spawn(env []string, stdio [3]*os.File, attr *unix.SysProcAttr, path string, args ...string) (*process, error) {
+func spawn(env []string, files []*os.File, attr *unix.SysProcAttr, path string, args ...string) (*process, error) {
 	fd := -1
 	attr.PidFD = &fd
-	p, err := os.StartProcess(path, append([]string{filepath.Base(path)}, args...), &os.ProcAttr{Dir: "/", Env: env, Files: stdio[:], Sys: attr})
+	p, err := os.StartProcess(path, append([]string{filepath.Base(path)}, args...), &os.ProcAttr{Dir: "/", Env: env, Files: files, Sys: attr})
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", filepath.Base(path), err)
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -109,13 +110,13 @@ func (s *supervisor) add(ctx context.Context, r message) (name string, address n
 		if group == "" {
 			group = groups[0]
 		}
-		if err := checkGroup(group); err != nil {
+		if err := j.checkGroup(group); err != nil {
 			return err
 		}
 		if err := j.freePorts(h.Name, r.Ports); err != nil {
 			return err
 		}
-		j.Containers = append(j.Containers, containerEntry{Name: r.Name, Host: h.Name, Group: group, Ports: r.Ports})
+		j.Containers = append(j.Containers, containerEntry{Name: r.Name, Host: h.Name, Group: group, Index: j.freeIndexOf(group), Ports: r.Ports})
 		return nil
 	})
 	if err != nil {
@@ -256,8 +257,8 @@ func (s *supervisor) kill(name string) error {
 			return fault.NotFoundf("the lab has no outside: silk lab up --outside makes one with a new lab")
 		}
 		return s.outside.kill(name)
-	case roleController, rolePolicyServer:
-		if name == rolePolicyServer && !s.policed() {
+	case roleController, rolePolicyServer, roleNATS:
+		if name == rolePolicyServer && !s.policed() || name == roleNATS && !s.named() {
 			break
 		}
 		return s.control.kill(name)
@@ -267,7 +268,7 @@ func (s *supervisor) kill(name string) error {
 		switch {
 		case !ok:
 			return n.crash()
-		case program == "silk-daemon", program == "vxlan-policy-agent" && s.policed():
+		case program == "silk-daemon", program == "vxlan-policy-agent" && s.policed(), slices.Contains(namePrograms, program) && s.named():
 			return n.kill(name)
 		}
 	}
@@ -277,7 +278,7 @@ func (s *supervisor) kill(name string) error {
 		}
 		return fault.Unavailablef("%s is not attached yet", host)
 	}
-	return fault.NotFoundf("%q is nothing that can be killed: expected controller, policy-server, outside, supervisor, keeper, HOST, HOST/silk-daemon, HOST/vxlan-policy-agent or CONTAINER", name)
+	return fault.NotFoundf("%q is nothing that can be killed: expected controller, policy-server, nats-server, outside, supervisor, keeper, HOST, HOST/silk-daemon, HOST/vxlan-policy-agent, HOST/silk-dns, HOST/silk-tls or CONTAINER", name)
 }
 
 // partition cuts a host off the underlay, or joins it again.
@@ -315,7 +316,7 @@ func (s *supervisor) exec(ctx context.Context, w *wire, r message) (int, error) 
 			if err != nil {
 				return fault.New(fault.NotFound, err)
 			}
-			p, err = spawn(env, [3]*os.File(w.files), &unix.SysProcAttr{Setsid: true}, path, r.Command[1:]...)
+			p, err = spawn(env, w.files, &unix.SysProcAttr{Setsid: true}, path, r.Command[1:]...)
 			return err
 		})
 	})
@@ -390,7 +391,7 @@ func lookPath(name string, env []string) (string, error) {
 
 // inSpace calls fn with the space of a host, a container or the controller.
 func (s *supervisor) inSpace(name string, fn func(*space) error) error {
-	if name == roleController || name == rolePolicyServer || name == controlName {
+	if name == roleController || name == rolePolicyServer || name == roleNATS || name == controlName {
 		return s.control.use(fn)
 	}
 	if name == outsideName && s.outside != nil {

@@ -27,11 +27,12 @@ type Status struct {
 	Dir        string       `json:"dir"`
 	Overlay    netip.Prefix `json:"overlay"`
 	Policy     Policy       `json:"policy"`
-	Programs   []Program    `json:"programs"` // keeper, supervisor, controller, policy-server
+	Programs   []Program    `json:"programs"` // keeper, supervisor, controller, policy-server, nats-server
 	Hosts      []Host       `json:"hosts"`
 	Containers []Container  `json:"containers"`
-	Paths      []Path       `json:"paths"`          // every ordered pair of containers, by source, then destination
-	Edge       []Path       `json:"edge,omitempty"` // with an outside: from each container to its addresses, then from it to mapped ports
+	Paths      []Path       `json:"paths"`           // every ordered pair of containers, by source, then destination
+	Names      []Name       `json:"names,omitempty"` // that containers have
+	Edge       []Path       `json:"edge,omitempty"`  // with an outside: from each container to its addresses, then from it to mapped ports
 }
 
 // Program is a process of the lab. PID is its number outside of the lab, 0 while it does not run.
@@ -58,6 +59,12 @@ type Host struct {
 	Agent       Program      `json:"agent,omitzero"`        // with PolicyRequired, as the next two
 	Enforcement string       `json:"enforcement,omitempty"` // in the policy agent's words: ready, degraded, starting, or NoAnswer
 	Unenforced  string       `json:"unenforced,omitempty"`  // what the policy agent says is missing
+	Resolver    Program      `json:"resolver,omitzero"`     // silk-dns, in a lab with names, as the next four
+	Naming      string       `json:"naming,omitempty"`      // in the words of silk-dns: ready, degraded, cold, or NoAnswer
+	Unnamed     string       `json:"unnamed,omitempty"`     // what silk-dns says is missing
+	Proxy       Program      `json:"proxy,omitzero"`        // silk-tls
+	Proxying    string       `json:"proxying,omitempty"`    // in the words of silk-tls: ready, degraded, or NoAnswer
+	Unproxied   string       `json:"unproxied,omitempty"`   // what silk-tls says is missing
 	Error       string       `json:"error,omitempty"`       // why the host is not as the lab wants it
 }
 
@@ -73,6 +80,7 @@ type Container struct {
 	Host      string     `json:"host"`
 	Address   netip.Addr `json:"address"`
 	Group     string     `json:"group,omitempty"` // policy group
+	Index     int        `json:"index,omitempty"` // of the instance, in a lab with names
 	Ports     []Port     `json:"ports,omitempty"` // of its host that lead to it
 	Leaving   bool       `json:"leaving,omitempty"`
 	Responder Program    `json:"responder"`
@@ -91,12 +99,17 @@ type Path struct {
 }
 
 // Whole reports whether every host has a lease, paths to all others and is ready, every container is attached and every one reaches every other, or,
-// with PolicyRequired, every host enforces policies and every path is open or denied. Mapped ports have to lead to their containers.
+// with PolicyRequired, every host enforces policies and every path is open or denied. Mapped ports have to lead to their containers. In
+// a lab with names every host has to know all of them, though it may not deny others yet, and to end TLS.
 func (s Status) Whole() bool {
 	for _, h := range s.Hosts {
-		if !h.Lease.IsValid() || h.Peers < len(s.Hosts)-1 || h.State != Ready || h.Error != "" || s.Policy == PolicyRequired && h.Enforcement != Ready {
+		if !h.Lease.IsValid() || h.Peers < len(s.Hosts)-1 || h.State != Ready || h.Error != "" || s.Policy == PolicyRequired && h.Enforcement != Ready ||
+			h.Naming != "" && h.Naming != Ready && h.Naming != cold || h.Proxying != "" && h.Proxying != Ready {
 			return false
 		}
+	}
+	if slices.ContainsFunc(s.Names, func(n Name) bool { return len(n.Missing) > 0 }) {
+		return false
 	}
 	for _, c := range s.Containers {
 		if !c.Address.IsValid() || c.Error != "" {
@@ -146,6 +159,10 @@ func (s *supervisor) status(ctx context.Context) Status {
 		st.Containers = append(st.Containers, s.containerStatus(c))
 	}
 	wg.Go(func() { st.Paths = s.measure(ctx, st.Containers) })
+	if s.named() {
+		st.Programs = append(st.Programs, s.control.programStatus(roleNATS))
+		wg.Go(func() { st.Names = s.known(ctx, entries, st.Containers) })
+	}
 	if outside {
 		st.Programs = append(st.Programs, s.outside.programStatus(outsideName))
 		wg.Go(func() { st.Edge = s.measureEdge(ctx, st.Containers) })
@@ -186,7 +203,12 @@ func (s *supervisor) hostStatus(ctx context.Context, h hostEntry) Host {
 	}
 	if s.policed() {
 		st.Agent = n.programStatus(h.Name + "/vxlan-policy-agent")
-		st.Enforcement, st.Unenforced = n.enforcement(ctx)
+		st.Enforcement, st.Unenforced = n.health(ctx, agentPort)
+	}
+	if s.named() {
+		st.Resolver, st.Proxy = n.programStatus(h.Name+"/silk-dns"), n.programStatus(h.Name+"/silk-tls")
+		st.Naming, st.Unnamed = n.health(ctx, resolverDebug)
+		st.Proxying, st.Unproxied = n.health(ctx, proxyDebug)
 	}
 	if err := n.loop.Stats().LastError; err != nil {
 		st.Error = err.Error()
@@ -195,7 +217,7 @@ func (s *supervisor) hostStatus(ctx context.Context, h hostEntry) Host {
 }
 
 func (s *supervisor) containerStatus(e containerEntry) Container {
-	st := Container{Name: e.Name, Host: e.Host, Group: e.Group, Ports: e.Ports, Leaving: e.Leaving, Responder: Program{Name: e.Name + "/responder"}}
+	st := Container{Name: e.Name, Host: e.Host, Group: e.Group, Index: e.Index, Ports: e.Ports, Leaving: e.Leaving, Responder: Program{Name: e.Name + "/responder"}}
 	n, err := s.node(e.Host)
 	if err != nil {
 		return st

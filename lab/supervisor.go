@@ -26,6 +26,8 @@ type supervisor struct {
 	outside *node           // nil: there is none
 	grow    func(hostEntry) // makes a host's node; mu is held
 
+	secrets sync.Mutex // held while a file of a secret is read or made
+
 	mu    sync.Mutex // guards journal and nodes; never held while anything is waited for
 	j     *journal
 	nodes map[string]*node // hosts by name
@@ -51,6 +53,11 @@ func Supervise(ctx context.Context, dir string, log *slog.Logger) error {
 	}
 	if s.ca, err = pki.OpenCA(filepath.Join(dir, "pki")); err != nil {
 		return fmt.Errorf("open the lab's certificate authority: %w", err)
+	}
+	if s.named() {
+		if err := s.makeContainerCA(); err != nil {
+			return err
+		}
 	}
 	ln, err := listen(dir)
 	if err != nil {

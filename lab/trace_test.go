@@ -134,13 +134,24 @@ func users(t *testing.T, spaces map[string]bool) (found []string) {
 func TestDownLeavesNothing(t *testing.T) {
 	needRoot(t)
 	for _, c := range []struct {
-		name string
-		kill []string
-	}{{"all alive", nil}, {"supervisor dead", []string{"keeper", "supervisor"}}, {"nearly all dead", []string{"host1/silk-daemon", "controller", "keeper", "supervisor"}}} {
+		name  string
+		names bool
+		kill  []string
+	}{
+		{"all alive", false, nil}, {"supervisor dead", false, []string{"keeper", "supervisor"}}, {"nearly all dead", false, []string{"host1/silk-daemon", "controller", "keeper", "supervisor"}},
+		{"names, supervisor dead", true, []string{"keeper", "supervisor"}},
+	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := machine(t)
-			l := up(t, lab.Options{Hosts: 2, Containers: 1})
+			if c.names {
+				_, err := exec.LookPath("nats-server")
+				testkit.Require(t, "nats", err)
+			}
+			l := up(t, lab.Options{Hosts: 2, Containers: 1, Names: c.names})
 			s := whole(t, l)
+			if c.names {
+				commandIn(t, l, "c1")
+			}
 			if !slices.Contains(c.kill, "host1/silk-daemon") { // else nothing in host1's network would tell whose it is
 				strayInto(t, host(t, s, "host1").Daemon.PID)
 			}
@@ -173,6 +184,22 @@ func TestDownLeavesNothing(t *testing.T) {
 	}
 }
 
+// commandIn starts a command that goes on in a container, in mounts of its own for its resolver.
+func commandIn(t *testing.T, l *lab.Lab, container string) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	do(t, err)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		l.Exec(context.WithoutCancel(t.Context()), container, []string{"sh", "-c", "echo started; exec sleep 1000"}, r, w, w) // with the supervisor's end it has one too
+	}()
+	t.Cleanup(func() { <-ended; r.Close(); w.Close() })
+	if _, err := r.Read(make([]byte, 8)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // strayInto starts a process in the network namespace of another one, without the lab's mark.
 func strayInto(t *testing.T, pid int) {
 	t.Helper()
@@ -193,12 +220,15 @@ func strayInto(t *testing.T, pid int) {
 func TestLabOfAnUnprivilegedUser(t *testing.T) {
 	t.Parallel()
 	needRoot(t) // to become nobody
-	for policy, want := range map[lab.Policy]string{lab.PolicyNone: "12 of 12 connections work", lab.PolicyRequired: "policy denies 12"} {
-		t.Run(string(policy), func(t *testing.T) { unprivileged(t, policy, want) })
-	}
+	unprivileged(t, "12 of 12 connections work", "--policy", "none")
+	unprivileged(t, "policy denies 12", "--policy", "required")
+	_, err := exec.LookPath("nats-server")
+	testkit.Require(t, "nats", err)
+	unprivileged(t, "api.apps.internal", "--names")
 }
 
-func unprivileged(t *testing.T, policy lab.Policy, want string) {
+func unprivileged(t *testing.T, want string, flags ...string) {
+	t.Helper()
 	base, err := os.MkdirTemp("", "silk-lab-nobody-")
 	do(t, err)
 	defer os.RemoveAll(base)
@@ -213,7 +243,7 @@ func unprivileged(t *testing.T, policy lab.Policy, want string) {
 	probe.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	testkit.Require(t, "userns", probe.Run())
 	defer silk("down")
-	out, err := silk("up", "--hosts", "2", "--wait", "30s", "--policy", string(policy))
+	out, err := silk(append([]string{"up", "--hosts", "2", "--wait", "30s"}, flags...)...)
 	if err != nil || !strings.Contains(string(out), want) {
 		t.Fatalf("up: %v\n%s", err, out)
 	}
