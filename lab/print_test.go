@@ -67,7 +67,7 @@ func TestWhole(t *testing.T) {
 	whole := func() lab.Status {
 		return lab.Status{
 			Hosts:      []lab.Host{{Name: "h", Lease: netip.MustParsePrefix("10.255.1.0/24"), State: lab.Ready}},
-			Containers: []lab.Container{{Name: "a", Host: "h", Address: netip.MustParseAddr("10.255.1.2")}, {Name: "b", Host: "h", Address: netip.MustParseAddr("10.255.1.3")}},
+			Containers: []lab.Container{{Name: "a", Host: "h", Address: netip.MustParseAddr("10.255.1.2"), Answers: true}, {Name: "b", Host: "h", Address: netip.MustParseAddr("10.255.1.3"), Answers: true}},
 			Paths:      []lab.Path{{From: "a", To: "b", OK: true}, {From: "b", To: "a", OK: true}},
 		}
 	}
@@ -79,6 +79,7 @@ func TestWhole(t *testing.T) {
 		"no lease":        func(s *lab.Status) { s.Hosts[0].Lease = netip.Prefix{} },
 		"degraded":        func(s *lab.Status) { s.Hosts[0].State = "degraded" },
 		"not attached":    func(s *lab.Status) { s.Containers[1].Address = netip.Addr{} },
+		"not answering":   func(s *lab.Status) { s.Containers[1].Answers = false },
 		"a path missing":  func(s *lab.Status) { s.Paths = s.Paths[:1] },
 		"a path failing":  func(s *lab.Status) { s.Paths[1].OK = false },
 		"a host's error":  func(s *lab.Status) { s.Hosts[0].Error = "x" },

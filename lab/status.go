@@ -84,6 +84,7 @@ type Container struct {
 	Ports     []Port     `json:"ports,omitempty"` // of its host that lead to it
 	Leaving   bool       `json:"leaving,omitempty"`
 	Responder Program    `json:"responder"`
+	Answers   bool       `json:"answers"` // the responder, to its host just now: a path that policy denies does not show whether there is one
 	Error     string     `json:"error,omitempty"`
 }
 
@@ -98,7 +99,7 @@ type Path struct {
 	Error string        `json:"error,omitempty"`
 }
 
-// Whole reports whether every host has a lease, paths to all others and is ready, every container is attached and every one reaches every other, or,
+// Whole reports whether every host has a lease, paths to all others and is ready, every container is attached and answers its host, and every one reaches every other, or,
 // with PolicyRequired, every host enforces policies and every path is open or denied. Mapped ports have to lead to their containers. In
 // a lab with names every host has to know all of them, though it may not deny others yet, and to end TLS.
 func (s Status) Whole() bool {
@@ -112,7 +113,7 @@ func (s Status) Whole() bool {
 		return false
 	}
 	for _, c := range s.Containers {
-		if !c.Address.IsValid() || c.Error != "" {
+		if !c.Address.IsValid() || c.Error != "" || !c.Answers {
 			return false
 		}
 	}
@@ -152,6 +153,7 @@ func (s *supervisor) status(ctx context.Context) Status {
 	}
 	st.Hosts = make([]Host, len(entries))
 	var wg sync.WaitGroup
+	var answering []bool
 	for i, h := range entries {
 		wg.Go(func() { st.Hosts[i] = s.hostStatus(ctx, h) })
 	}
@@ -159,6 +161,7 @@ func (s *supervisor) status(ctx context.Context) Status {
 		st.Containers = append(st.Containers, s.containerStatus(c))
 	}
 	wg.Go(func() { st.Paths = s.measure(ctx, st.Containers) })
+	wg.Go(func() { answering = s.answering(ctx, containers) })
 	if s.named() {
 		st.Programs = append(st.Programs, s.control.programStatus(roleNATS))
 		wg.Go(func() { st.Names = s.known(ctx, entries, st.Containers) })
@@ -168,6 +171,9 @@ func (s *supervisor) status(ctx context.Context) Status {
 		wg.Go(func() { st.Edge = s.measureEdge(ctx, st.Containers) })
 	}
 	wg.Wait()
+	for i := range st.Containers {
+		st.Containers[i].Answers = answering[i]
+	}
 	for _, paths := range [][]Path{st.Paths, st.Edge} {
 		for i := range paths {
 			paths[i].Deny = st.Policy == PolicyRequired && strings.Contains(paths[i].Error, refusal)
@@ -214,6 +220,28 @@ func (s *supervisor) hostStatus(ctx context.Context, h hostEntry) Host {
 		st.Error = err.Error()
 	}
 	return st
+}
+
+// answering returns which containers' responders answer their hosts.
+func (s *supervisor) answering(ctx context.Context, containers []containerEntry) []bool {
+	all, t := make([]bool, len(containers)), newTurns()
+	var wg sync.WaitGroup
+	for i, e := range containers {
+		c := s.containerStatus(e)
+		n, err := s.node(e.Host)
+		if err != nil || !c.Address.IsValid() {
+			continue
+		}
+		wg.Go(func() {
+			err := n.use(func(sp *space) error {
+				_, err := t.probe(ctx, sp.net, netip.AddrPortFrom(c.Address, HTTPPort), c.Name)
+				return err
+			})
+			all[i] = err == nil
+		})
+	}
+	wg.Wait()
+	return all
 }
 
 func (s *supervisor) containerStatus(e containerEntry) Container {
