@@ -5,21 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"code.cloudfoundry.org/silk/dns/dnsserver"
-	"code.cloudfoundry.org/silk/internal/service"
-	"code.cloudfoundry.org/silk/registration"
 )
 
-// childVariable says what a process that Run starts is to do: "serve ADDRESS" or "pace ADDRESS RATE NANOSECONDS".
+// childVariable says what a process that Run starts is to do: "tell ADDRESS" or "pace ADDRESS RATE NANOSECONDS".
 const childVariable = "SILK_BENCH_DNS"
 
 // self returns the command that runs this program as a child, which dies with this process.
@@ -42,8 +36,8 @@ func Child() bool {
 	to, err := netip.ParseAddrPort(at)
 	switch {
 	case err != nil:
-	case role == "serve":
-		err = serve(to)
+	case role == "tell":
+		err = tell(to)
 	case n < 4:
 		err = fmt.Errorf("%s: no rate and length", childVariable)
 	default:
@@ -57,35 +51,6 @@ func Child() bool {
 		os.Exit(1)
 	}
 	return true
-}
-
-// serve is the server as a process. The collector works at half of what lives, as silk-dns has it: memory is promised, and answers make
-// no garbage.
-func serve(at netip.AddrPort) error {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
-	}
-	table := registration.NewTable()
-	if err := fill(table); err != nil {
-		return err
-	}
-	cfg := dnsserver.Config{Listen: []netip.AddrPort{at}, Table: table, Domains: []registration.Name{"apps.internal"}}
-	s, err := dnsserver.New(cfg, slog.New(slog.DiscardHandler))
-	if err != nil {
-		return err
-	}
-	ctx, cancel := service.Signals()
-	defer cancel()
-	return s.Run(ctx)
-}
-
-// serve starts our server.
-func (b *run) serve(ctx context.Context) (*process, error) {
-	p, err := b.start(ctx, b.serverCPUs, oursAt, self(context.WithoutCancel(ctx), "serve "+oursAt.String()))
-	if err != nil {
-		return nil, fmt.Errorf("our server: %w", err)
-	}
-	return p, nil
 }
 
 // pace asks at a rate, from a process on the processors of who asks.

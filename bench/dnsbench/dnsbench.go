@@ -49,11 +49,11 @@ func Run(ctx context.Context, r *bench.Report) error {
 	}
 	defer os.RemoveAll(b.dir)
 	defer b.ns.Close()
-	ours, err := b.serve(ctx)
+	ours, stop, err := b.serve(ctx)
 	if err != nil {
 		return err
 	}
-	defer ours.stop()
+	defer stop()
 	theirs, err := b.unbound(ctx)
 	if err != nil {
 		return err
@@ -64,7 +64,7 @@ func Run(ctx context.Context, r *bench.Report) error {
 
 // prepare makes the namespace and the files.
 func prepare() (*run, error) {
-	for _, program := range []string{"unbound", "dnsperf"} {
+	for _, program := range []string{"unbound", "dnsperf", "nats-server"} {
 		if _, err := exec.LookPath(program); err != nil {
 			return nil, fmt.Errorf("%w: install Debian's package of that name", err)
 		}

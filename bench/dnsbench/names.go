@@ -8,9 +8,6 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
-	"time"
-
-	"code.cloudfoundry.org/silk/registration"
 )
 
 // nameOf returns the i-th name.
@@ -26,8 +23,8 @@ func addressesOf(i int) []netip.Addr {
 	return all
 }
 
-// fill registers the names as emitters do, with all that they say of a container.
-func fill(t *registration.Table) error {
+// messages calls each with what emitters say of all containers, one message for each.
+func messages(each func([]byte) error) error {
 	rnd := rand.New(rand.NewPCG(1, 1))
 	guid := func() string {
 		return fmt.Sprintf("%08x-%04x-%04x-%04x-%012x", rnd.Uint32(), rnd.IntN(1<<16), rnd.IntN(1<<16), rnd.IntN(1<<16), rnd.Uint64N(1<<48))
@@ -35,10 +32,8 @@ func fill(t *registration.Table) error {
 	for i := range names {
 		group := guid()
 		for k, a := range addressesOf(i) {
-			_, err := t.Add(registration.Registration{
-				Name: registration.Name(nameOf(i)), Address: a, Port: 8080, Endpoint: guid(), Index: k, Group: group,
-				Zone: []string{"z1", "z2", "z3"}[k], Seen: time.Now(),
-			})
+			err := each(fmt.Appendf(nil, `{"uris":[%q],"host":"%v","port":8080,"app":%q,"private_instance_id":%q,"private_instance_index":"%d","availability_zone":"z%d","tags":{"component":"route-emitter"}}`,
+				nameOf(i), a, group, guid(), k, k+1))
 			if err != nil {
 				return err
 			}

@@ -27,8 +27,21 @@ type process struct {
 	gone chan struct{}
 }
 
-// start runs a program in the namespace on some processors, until stop.
+// start runs a program in the namespace on some processors, until stop, and returns when it answers.
 func (b *run) start(ctx context.Context, cpus []int, at netip.AddrPort, cmd *exec.Cmd) (*process, error) {
+	p, err := b.begin(cpus, at, cmd)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.ready(ctx, p); err != nil {
+		p.stop()
+		return nil, err
+	}
+	return p, nil
+}
+
+// begin is start that does not wait for answers.
+func (b *run) begin(cpus []int, at netip.AddrPort, cmd *exec.Cmd) (*process, error) {
 	p := &process{at: at, cmd: cmd, said: &bytes.Buffer{}, gone: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = p.said, p.said
 	cmd.SysProcAttr = &unix.SysProcAttr{}
@@ -36,14 +49,18 @@ func (b *run) start(ctx context.Context, cpus []int, at netip.AddrPort, cmd *exe
 		return nil, err
 	}
 	go func() { cmd.Wait(); close(p.gone) }()
-	if err := b.await(ctx, p); err != nil {
-		p.stop()
-		return nil, fmt.Errorf("%w: %s", err, p.said)
-	}
-	if _, err := b.dnsperf(ctx, at, time.Second); err != nil { // one thread of several may come late
-		fmt.Fprintf(os.Stderr, "%v while it starts: %v\n", at, err)
-	}
 	return p, nil
+}
+
+// ready waits until the server answers, and warms it up.
+func (b *run) ready(ctx context.Context, p *process) error {
+	if err := b.await(ctx, p); err != nil {
+		return fmt.Errorf("%w: %s", err, p.said)
+	}
+	if _, err := b.dnsperf(ctx, p.at, time.Second); err != nil { // one thread of several may come late
+		fmt.Fprintf(os.Stderr, "%v while it starts: %v\n", p.at, err)
+	}
+	return nil
 }
 
 // pinned calls f in the namespace on a thread that has these processors; what it starts has them as well.
