@@ -76,7 +76,7 @@ func nft(t testing.TB, ns *kernel.NS, args ...string) string {
 func TestListing(t *testing.T) {
 	ns := newNS(t)
 	set(t, ns, config(prefixes("10.255.30.0/24"), prefixes("10.255.0.0/16", "192.168.7.0/24")))
-	testkit.Golden(t, "testdata/listing.nft", nft(t, ns, "list", "table", "inet", nat.Table), *update)
+	testkit.Listing(t, "testdata/listing.nft", nft(t, ns, "list", "table", "inet", nat.Table), *update)
 }
 
 // states are configurations to jump between.

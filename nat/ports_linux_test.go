@@ -79,7 +79,7 @@ func TestPortMapListing(t *testing.T) {
 		t.Errorf("missing: %v", m)
 	}
 	text := nft(t, ns, "list", "table", "inet", nat.Table)
-	testkit.Golden(t, "testdata/ports.nft", text, *update)
+	testkit.Listing(t, "testdata/ports.nft", text, *update)
 	before := nft(t, ns, "list", "ruleset")
 	if err := mapPorts(t, ns, nobody, maps...); err != nil {
 		t.Fatal(err)

@@ -168,23 +168,4 @@ func (h *host) dump() string {
 	return h.sh("ip -d link show; ip addr show; ip route show table all; ip rule show; ip neigh show nud all; bridge fdb show; nft list ruleset")
 }
 
-// golden compares text with a file in testdata.
-func golden(t *testing.T, file, got string) {
-	t.Helper()
-	path := "testdata/" + file
-	if overlay.Rewrite() {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(want) != got {
-		t.Errorf("%s: got\n%s\nwant\n%s", path, got, want)
-	}
-}
-
 func pid() int { return os.Getpid() }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/lease"
 	"code.cloudfoundry.org/silk/overlay"
 )
@@ -33,14 +34,14 @@ func TestSetMakesTheWorkedExample(t *testing.T) {
 		t.Errorf("device has a queue: %s", link)
 	}
 	got := h.sh(`ip addr show silk-vtep | grep inet; ip route show dev silk-vtep; ip neigh show dev silk-vtep | sort; bridge fdb show dev silk-vtep | sort`)
-	golden(t, "example.txt", regexp.MustCompile(` +\n`).ReplaceAllString(got, "\n"))
+	testkit.Golden(t, "testdata/example.txt", regexp.MustCompile(` +\n`).ReplaceAllString(got, "\n"), overlay.Rewrite())
 }
 
 // TestGuardCanBeListed compares with what the nft of Debian 12 prints.
 func TestGuardCanBeListed(t *testing.T) {
 	h := newHost(t, "10.0.16.15")
 	h.set(example())
-	golden(t, "guard.nft", h.sh("nft list table inet silk"))
+	testkit.Listing(t, "testdata/guard.nft", h.sh("nft list table inet silk"), overlay.Rewrite())
 	h.sh("nft list ruleset | nft -c -f -") // and can be read back
 }
 

@@ -21,7 +21,7 @@ func TestLogListing(t *testing.T) {
 	set(t, table, rs)
 	holds(t, table, rs)
 	got := sortElements(h.sh("nft -s list ruleset"))
-	testkit.Golden(t, "testdata/logging.nft", got, *update)
+	testkit.Listing(t, "testdata/logging.nft", got, *update)
 }
 
 // TestLogSwitch: turning the log on and off changes the rules that log, their sets, and nothing else.

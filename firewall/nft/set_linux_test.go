@@ -38,5 +38,5 @@ func TestListing(t *testing.T) {
 	set(t, table, rs)
 	holds(t, table, rs)
 	got := sortElements(h.sh("nft -s list ruleset"))
-	testkit.Golden(t, "testdata/listing.nft", got, *update)
+	testkit.Listing(t, "testdata/listing.nft", got, *update)
 }
