@@ -102,7 +102,7 @@ func (c *crier) look(context.Context) error {
 		return err
 	}
 	if len(bad) != c.bad {
-		c.log.Warn("endpoint records cannot be read: their names are not told", "records", len(bad))
+		c.log.Warn("endpoint records cannot be read: what was told of them stays", "records", len(bad))
 		c.bad = len(bad)
 	}
 	there := make(map[string]bool, len(devices))
@@ -121,6 +121,12 @@ func (c *crier) look(context.Context) error {
 		}
 	}
 	c.takeBack()
+	for _, b := range bad {
+		if a := c.unreadable(b, there); a != nil {
+			wanted[b.Key] = a
+			all = append(all, a.registrations...)
+		}
+	}
 	now := pairsOf(all)
 	c.past.saveAdvertised(append(slices.Clip(c.noted), now...)) // first: who is killed here takes back more than was told, not less
 	c.tell(wanted, all)
@@ -143,6 +149,32 @@ func (c *crier) takeBack() {
 	}
 	c.noted = past
 	c.book.adopt(past)
+}
+
+// unreadable returns what is told of a container whose record cannot be read, nil for nothing: a disk that fails for a moment is no reason to take
+// names from a container that runs. Of what an earlier process told only names are known.
+func (c *crier) unreadable(b endpoint.Bad, there map[string]bool) *advert {
+	if len(b.Addresses) == 0 || !there[endpoint.Device(b.Addresses[0])] {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if a := c.told[b.Key]; a != nil {
+		return a
+	}
+	a := &advert{}
+	for _, p := range c.noted {
+		if p.address == b.Addresses[0] {
+			a.registrations = append(a.registrations, registration.Registration{Name: p.name, Address: p.address, Endpoint: b.Key.Container, Index: -1})
+		}
+	}
+	if len(a.registrations) == 0 {
+		return nil
+	}
+	a.payload, _ = json.Marshal(emission{ // has nothing that cannot be written
+		Host: b.Addresses[0].String(), URIs: uris(a.registrations), Endpoint: b.Key.Container, Tags: map[string]string{"component": "silk-dns"},
+	})
+	return a
 }
 
 func pairsOf(list []registration.Registration) []pair {

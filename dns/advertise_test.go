@@ -157,6 +157,34 @@ func TestASingleHostNeedsNoNATS(t *testing.T) {
 	p.kill()
 }
 
+// TestNamesStayWhileARecordCannotBeRead: who cannot read what a container wants may not say that it wants nothing. The container is what counts.
+func TestNamesStayWhileARecordCannotBeRead(t *testing.T) {
+	h := newHost(t)
+	a, ns := h.attach("one", endpoint.Advertisement{Names: []string{"api.apps.internal"}})
+	b, bns := h.attach("two", endpoint.Advertisement{Names: []string{"web.apps.internal"}})
+	cfg := settings(t, object{"endpoint_dir": h.dir.Path(), "listen_dns": []string{"127.0.0.1:5300"}})
+	p := h.launch(cfg)
+	files, err := filepath.Glob(filepath.Join(h.dir.Path(), "*one*"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	if err := os.WriteFile(files[0], nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.rename(b, &endpoint.Advertisement{Names: []string{"new.apps.internal"}})
+	h.names(p, soon, "new.apps.internal", "NOERROR "+b.Address().String()) // it has looked since
+	h.names(p, time.Nanosecond, "api.apps.internal", "NOERROR "+a.Address().String())
+	p.kill()
+	p = h.launch(cfg) // the next process knows no more
+	h.names(p, time.Nanosecond, "api.apps.internal", "NOERROR "+a.Address().String())
+	bns.Close()
+	h.names(p, soon, "new.apps.internal", "NXDOMAIN")
+	h.names(p, time.Nanosecond, "api.apps.internal", "NOERROR "+a.Address().String())
+	ns.Close() // the container goes, and so do its names
+	h.names(p, soon, "api.apps.internal", "NXDOMAIN")
+	p.kill()
+}
+
 // said collects what is said on NATS of names.
 func said(t testing.TB, e emitter) (registers, unregisters *nats.Subscription) {
 	t.Helper()
