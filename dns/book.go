@@ -31,10 +31,11 @@ type book struct {
 	own      map[pair]registration.Registration // of this host's containers: they are never stale
 	restored time.Time                          // when the snapshot was taken that the table came from
 	since    time.Time                          // of the connection, zero: there is none
-	warm     bool
-	heard    time.Time // the last message
+	heard    time.Time                          // the last message
 	latest   time.Duration
 	quiet    quiet
+
+	warm atomic.Bool // once it is so it stays so; set with mu held
 
 	registers, unregisters, malformed, refused, full, pruned atomic.Uint64
 }
@@ -90,16 +91,22 @@ func (b *book) clock() time.Time {
 	return b.fresh.Clock(time.Now())
 }
 
-// Warm reports whether a name that is not in the table can be said not to exist.
+// Warm reports whether a name that is not in the table can be said not to exist. Every question for such a name asks it, and must not wait for what is
+// done with the table meanwhile.
 func (b *book) Warm() bool {
+	if b.warm.Load() {
+		return true
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.isWarm(time.Now())
 }
 
 func (b *book) isWarm(now time.Time) bool {
-	b.warm = b.warm || b.always || b.fresh.Warm(now) || !b.since.IsZero() && now.Sub(b.since) >= b.warmIn
-	return b.warm
+	if b.warm.Load() || b.always || b.fresh.Warm(now) || !b.since.IsZero() && now.Sub(b.since) >= b.warmIn {
+		b.warm.Store(true)
+	}
+	return b.warm.Load()
 }
 
 // hear reads one message from NATS.
@@ -226,12 +233,12 @@ func (b *book) adopt(list []pair) {
 	}
 }
 
-// prune removes what is stale, if anything may be.
+// prune removes what is stale, if anything may be. The clock never goes back, so what is told of meanwhile is younger than the limit.
 func (b *book) prune() {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.refreshOwn()
 	limit, ok := b.fresh.Limit(time.Now())
+	b.mu.Unlock()
 	if !ok {
 		return
 	}
