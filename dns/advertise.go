@@ -273,17 +273,18 @@ func uris(list []registration.Registration) []string {
 // connected has everything told again soon: who hears us may have forgotten it.
 func (c *crier) connected() { c.again(min(spreadStart, seconds(c.cfg.AdvertiseInterval))) }
 
-// asked has everything told again within an interval, as emitters do.
-func (c *crier) asked() { c.again(seconds(c.cfg.AdvertiseInterval)) }
+// asked has everything told again within the interval that somebody asks for, as emitters do.
+func (c *crier) asked(interval time.Duration) { c.again(max(interval, time.Second)) }
 
-// again has everything told within a time, each at a random part of it.
+// again has everything told within a time: what is due later, at a random part of it. What is due in that time anyway stays as it is, or each of the
+// hundreds that ask when NATS comes back would have it told once more.
 func (c *crier) again(within time.Duration) {
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, a := range c.told {
-		if at := now.Add(rand.N(within)); at.Before(a.due) {
-			a.due = at
+		if a.due.After(now.Add(within)) {
+			a.due = now.Add(rand.N(within))
 		}
 	}
 	c.wake()

@@ -1,10 +1,12 @@
 package dns
 
 import (
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
 
+	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/registration"
 )
 
@@ -27,5 +29,37 @@ func TestAWarmTableIsAskedWithoutWaiting(t *testing.T) {
 		}
 	case <-time.After(20 * time.Second):
 		t.Error("it waits for who works at the table")
+	}
+}
+
+// TestManyWhoAskAreToldOnce: when NATS comes back every host of a fleet asks every other one, within seconds.
+func TestManyWhoAskAreToldOnce(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.AdvertiseInterval = 120
+	c := &crier{cfg: cfg, due: make(chan struct{}, 1), told: map[endpoint.Key]*advert{}}
+	far := time.Now().Add(time.Hour)
+	for i := range 1000 {
+		c.told[endpoint.Key{Container: fmt.Sprint(i)}] = &advert{due: far}
+	}
+	began := time.Now()
+	for range 300 {
+		c.asked(intervalOf([]byte(`{"minimumRegisterIntervalInSeconds":60}`)))
+	}
+	soon := 0
+	for _, a := range c.told {
+		if a.due.Before(began) || a.due.After(time.Now().Add(time.Minute)) {
+			t.Fatalf("due %v after the first asked, want within the minute that was asked for", a.due.Sub(began))
+		}
+		if a.due.Before(began.Add(15 * time.Second)) {
+			soon++
+		}
+	}
+	if soon > 500 {
+		t.Errorf("%d of 1000 containers are due in the first quarter of the minute, want about 250", soon)
+	}
+	for _, bad := range []string{"", "{", `{"minimumRegisterIntervalInSeconds":0}`, `{"minimumRegisterIntervalInSeconds":-1}`, `{"minimumRegisterIntervalInSeconds":1e9}`} {
+		if got := intervalOf([]byte(bad)); got != time.Minute {
+			t.Errorf("a start that says %q asks for %v, want a minute", bad, got)
+		}
 	}
 }

@@ -127,9 +127,9 @@ func (p *program) up() {
 }
 
 // asked is called when somebody on NATS wants everything told again.
-func (p *program) asked() {
+func (p *program) asked(interval time.Duration) {
 	if p.crier != nil {
-		p.crier.asked()
+		p.crier.asked(interval)
 	}
 }
 

@@ -52,7 +52,7 @@ type ear struct {
 	hear  func(subject string, payload []byte)
 	up    func() // the connection stands, and everything is subscribed to
 	down  func()
-	asked func() // somebody wants all sources to tell again
+	asked func(time.Duration) // somebody wants all sources to tell again within that time
 
 	queue *queue
 	lost  chan struct{} // has a value when messages were lost
@@ -229,13 +229,22 @@ func (e *ear) subscribe(conn *nats.Conn, in chan *nats.Msg) error {
 		}
 	})
 	if err == nil {
-		_, err = conn.Subscribe(registration.SubjectStart, func(m *nats.Msg) { e.asked() })
+		_, err = conn.Subscribe(registration.SubjectStart, func(m *nats.Msg) { e.asked(intervalOf(m.Data)) })
 	}
 	if err != nil {
 		return fmt.Errorf("subscribe: %w", err)
 	}
 	e.conn.Store(conn)
 	return nil
+}
+
+// intervalOf reads what a start says of how often its sender wants to be told; the usual where it says nothing of use.
+func intervalOf(b []byte) time.Duration {
+	s := start{}
+	if err := json.Unmarshal(b, &s); err != nil || s.Interval < 1 || s.Interval > maxInterval {
+		return seconds(DefaultConfig().ResumePruning)
+	}
+	return seconds(s.Interval)
 }
 
 // stands is called when a connection has been made.

@@ -32,7 +32,7 @@ func TestMessagesThatAreLostAreAskedFor(t *testing.T) {
 	up := make(chan struct{}, 10)
 	heard := make(chan int, 1<<20)
 	e.hear = func(_ string, b []byte) { <-read; heard <- len(b) }
-	e.up, e.down, e.asked, e.pause = func() { up <- struct{}{} }, func() {}, func() {}, 50*time.Millisecond
+	e.up, e.down, e.asked, e.pause = func() { up <- struct{}{} }, func() {}, func(time.Duration) {}, 50*time.Millisecond
 	var wg sync.WaitGroup
 	stop := cancelled(t, &wg, e)
 	defer wg.Wait()
@@ -104,7 +104,7 @@ func TestAnErrorNobodyKnowsIsNoEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	states := make(chan string, 10)
-	e.hear, e.asked = func(string, []byte) {}, func() {}
+	e.hear, e.asked = func(string, []byte) {}, func(time.Duration) {}
 	e.up, e.down = func() { states <- "up" }, func() { states <- "down" }
 	var wg sync.WaitGroup
 	stop := cancelled(t, &wg, e)
