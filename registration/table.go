@@ -93,8 +93,9 @@ func (t *Table) Register(r Registration) bool {
 	return isNew && err == nil
 }
 
-// Add adds r, or refreshes the registration of the same name and address, and reports whether it is new. To refresh takes no memory. What
-// cannot be a registration is fault.Invalid, what does not fit into the table's Limits fault.Exhausted; the table is then as before.
+// Add adds r, or refreshes the registration of the same name and address, and reports whether it is new. What cannot be a registration is
+// fault.Invalid, what does not fit into the table's Limits fault.Exhausted; the table is then as before, except that what is there already is
+// refreshed in all but longer texts for which there is no room.
 func (t *Table) Add(r Registration) (isNew bool, err error) {
 	r.Address = r.Address.Unmap()
 	if err := r.validate(); err != nil {
@@ -105,8 +106,7 @@ func (t *Table) Add(r Registration) (isNew bool, err error) {
 	s := t.shard(r.Name)
 	n := s.nodes[r.Name]
 	if i := n.find(r.Address); i >= 0 {
-		t.refresh(s, &n.list[i], &r)
-		return false, nil
+		return false, t.refresh(s, &n.list[i], &r)
 	}
 	var space [detailsSpace]byte
 	d := appendDetails(space[:0], &r)
@@ -144,14 +144,18 @@ func (t *Table) newNodes(name Name) int {
 	return size
 }
 
-// refresh lets e say what r says. mu is held.
-func (t *Table) refresh(s *shard, e *entry, r *Registration) {
+// refresh lets e say what r says, as far as there is room. mu is held.
+func (t *Table) refresh(s *shard, e *entry, r *Registration) (err error) {
 	now := *e
 	now.seen, now.updated, now.port, now.index = nanos(r.Seen), nanos(r.Updated), r.Port, narrow(r.Index)
 	var space [detailsSpace]byte
 	if d := appendDetails(space[:0], r); string(d) != e.of.details {
-		now.of = t.told(r.Address, d)
-		t.size.Add(int64(len(d) - len(e.of.details)))
+		if more := len(d) - len(e.of.details); more > 0 && int(t.size.Load())+more > t.limits.Bytes {
+			err = fault.Exhaustedf("table takes %d bytes and may take %d: endpoint, group and zone of %s at %v stay as they were", t.size.Load(), t.limits.Bytes, r.Name, r.Address)
+		} else {
+			now.of = t.told(r.Address, d)
+			t.size.Add(int64(more))
+		}
 	}
 	changed := now.of != e.of || now.port != e.port || now.index != e.index
 	s.mu.Lock()
@@ -160,6 +164,7 @@ func (t *Table) refresh(s *shard, e *entry, r *Registration) {
 	if changed {
 		t.turn.Add(1)
 	}
+	return err
 }
 
 // told returns what is known of an address with the details d, from another of its names if that says the same. mu is held.

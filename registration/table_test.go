@@ -145,6 +145,39 @@ func TestASourceCannotFillTheMemory(t *testing.T) {
 	runtime.KeepAlive(table)
 }
 
+// TestARefreshKeepsToTheLimit: what is there stays fresh in a full table, but grows no more.
+func TestARefreshKeepsToTheLimit(t *testing.T) {
+	const limit = 1 << 20
+	table := registration.NewTableOf(registration.Limits{Bytes: limit})
+	n := 0
+	for {
+		if _, err := table.Add(registration.Registration{Name: registration.Name(fmt.Sprint("a", n)), Address: addrOf(n)}); err != nil {
+			break
+		}
+		n++
+	}
+	seen := time.Unix(1000, 0)
+	refused := 0
+	for i := range n {
+		r := registration.Registration{Name: registration.Name(fmt.Sprint("a", i)), Address: addrOf(i), Group: strings.Repeat("g", registration.MaxText), Port: 80, Seen: seen}
+		switch isNew, err := table.Add(r); {
+		case isNew || err != nil && !errors.Is(err, fault.Exhausted):
+			t.Fatal(isNew, err)
+		case err != nil:
+			refused++
+		}
+		if list, _ := table.Lookup(r.Name); len(list) != 1 || !list[0].Seen.Equal(seen) || list[0].Port != 80 {
+			t.Fatalf("what was refreshed is %+v", list)
+		}
+	}
+	if refused == 0 || table.Size() > limit {
+		t.Errorf("%d of %d refreshments were refused, the table takes %d bytes, want at most %d", refused, n, table.Size(), limit)
+	}
+	if names, _ := table.Len(); table.Prune(seen) != 0 || names != n {
+		t.Error("names are gone")
+	}
+}
+
 // TestReadersAndWriters: a name that stays is found at any instant, with the names above it, while others around it come and go.
 func TestReadersAndWriters(t *testing.T) {
 	table, w := registration.NewTable(), reg("stays.a.b", "10.255.9.9", -1)
