@@ -94,9 +94,12 @@ func (e *ear) run(ctx context.Context) error {
 	wait.Go(func() { e.read(ctx) })
 	wait.Go(func() { e.askAfterLoss(ctx) })
 
-	for ctx.Err() == nil {
-		if err := e.connection(ctx, in); err != nil {
-			return err
+	for first := true; ctx.Err() == nil; first = false {
+		switch err := e.connection(ctx, in); {
+		case err != nil && first:
+			return err // what is configured cannot be
+		case err != nil:
+			e.log.Error("nats could not be connected to again", "error", err) // such as a certificate that is just being replaced
 		}
 		// The client goes on by itself after most that can happen, but gives up for good when a server says an error that it does not know.
 		reconcile.Sleep(ctx, reconnectWait+rand.N(reconnectJitter))

@@ -111,31 +111,81 @@ func TestAnErrorNobodyKnowsIsNoEnd(t *testing.T) {
 	defer wg.Wait()
 	defer stop()
 	for range 2 {
-		c, err := ln.Accept()
+		upAndDown(t, ln, states)
+	}
+}
+
+// upAndDown is a server that lets a client connect and then says an error that it does not know.
+func upAndDown(t *testing.T, ln net.Listener, states <-chan string) {
+	t.Helper()
+	c, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	fmt.Fprint(c, `INFO {"server_id":"x","version":"2.9.0","proto":1,"max_payload":1048576}`+"\r\n")
+	r := bufio.NewReader(c)
+	for {
+		line, err := r.ReadString('\n')
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprint(c, `INFO {"server_id":"x","version":"2.9.0","proto":1,"max_payload":1048576}`+"\r\n")
-		r := bufio.NewReader(c)
-		for {
-			line, err := r.ReadString('\n')
-			if err != nil {
-				t.Fatal(err)
-			}
-			if strings.HasPrefix(line, "PING") {
-				break
-			}
+		if strings.HasPrefix(line, "PING") {
+			break
 		}
-		fmt.Fprint(c, "PONG\r\n")
-		if s := <-states; s != "up" {
-			t.Errorf("%s, want up", s)
-		}
-		fmt.Fprint(c, "-ERR 'Slow Consumer'\r\n")
-		if s := <-states; s != "down" {
-			t.Errorf("%s, want down", s)
-		}
-		c.Close()
 	}
+	fmt.Fprint(c, "PONG\r\n")
+	if s := <-states; s != "up" {
+		t.Errorf("%s, want up", s)
+	}
+	fmt.Fprint(c, "-ERR 'Slow Consumer'\r\n")
+	if s := <-states; s != "down" {
+		t.Errorf("%s, want down", s)
+	}
+}
+
+// TestACertificateThatIsAwayIsNoEnd: who is dropped while the files are being replaced tries again when they are there.
+func TestACertificateThatIsAwayIsNoEnd(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	cfg := DefaultConfig()
+	cfg.NATS.Hosts = []NATSHost{{"127.0.0.1", uint16(ln.Addr().(*net.TCPAddr).Port)}}
+	var e *ear
+	back := func(m string) { // from where the ear runs
+		if strings.Contains(m, "could not be connected to again") {
+			e.cfg.TLS = false
+		}
+	}
+	if e, err = newEar(cfg, slog.New(hook{slog.DiscardHandler, back})); err != nil {
+		t.Fatal(err)
+	}
+	states := make(chan string, 10)
+	e.hear, e.asked = func(string, []byte) {}, func(time.Duration) {}
+	e.up = func() { states <- "up" }
+	e.down = func() { e.cfg.TLS, e.cfg.CACerts = true, "/nonexistent/ca.pem"; states <- "down" }
+	var wg sync.WaitGroup
+	stop := cancelled(t, &wg, e)
+	defer wg.Wait()
+	defer stop()
+	for range 2 {
+		upAndDown(t, ln, states)
+	}
+}
+
+// hook calls a function with each message of the log.
+type hook struct {
+	slog.Handler
+	say func(string)
+}
+
+func (hook) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h hook) Handle(_ context.Context, r slog.Record) error {
+	h.say(r.Message)
+	return nil
 }
 
 func TestQuiet(t *testing.T) {
