@@ -40,12 +40,17 @@ type book struct {
 	registers, unregisters, malformed, refused, full, pruned atomic.Uint64
 }
 
-// terms returns by which times registrations grow stale. Sources are asked to tell of everything once in resume_pruning_delay_seconds.
+// terms returns by which times registrations grow stale. Sources are asked to tell of everything once in resume_pruning_delay_seconds; those of our making
+// do so in advertise_interval_seconds, and are not silent before.
 func (c *Config) terms() registration.Terms {
-	return registration.Terms{
+	t := registration.Terms{
 		Staleness: seconds(c.Staleness), Resume: max(seconds(c.ResumePruning), time.Nanosecond),
 		Interval: max(seconds(c.ResumePruning), seconds(c.WarmDuration), time.Second),
 	}
+	if c.AdvertiseInterval < c.Staleness { // or silence alone would make everything stale
+		t.Interval = max(t.Interval, seconds(c.AdvertiseInterval))
+	}
+	return t
 }
 
 // newBook returns a book whose table is to be set.

@@ -63,3 +63,26 @@ func TestManyWhoAskAreToldOnce(t *testing.T) {
 		}
 	}
 }
+
+// TestSlowSourcesAreNotSilent: what a fleet tells of every two minutes is stale as soon as what it tells of every twenty seconds.
+func TestSlowSourcesAreNotSilent(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.AdvertiseInterval = 120
+	now := time.Unix(1_000_000, 0)
+	f := registration.NewFreshness(cfg.terms(), now)
+	f.Connected(now)
+	seen := f.Clock(now) // of a name whose host dies; another one goes on
+	end := now.Add(time.Hour)
+	for at := now; at.Before(end); at = at.Add(time.Second) {
+		if int(at.Sub(now).Seconds())%110 == 0 {
+			f.Heard(at)
+		}
+		if limit, ok := f.Limit(at); ok && seen.Before(limit) {
+			if age := at.Sub(now); age > (60+180+60)*time.Second {
+				t.Errorf("stale after %v", age)
+			}
+			return
+		}
+	}
+	t.Error("never stale")
+}
