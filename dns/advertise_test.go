@@ -185,6 +185,18 @@ func TestNamesStayWhileARecordCannotBeRead(t *testing.T) {
 	p.kill()
 }
 
+// TestEveryAddressMayBeBelieved: address_ranges of 0.0.0.0/0 is how to say so. That does not make the server the authority for all addresses.
+func TestEveryAddressMayBeBelieved(t *testing.T) {
+	n := testkit.StartNATS(t, testkit.NATSOptions{})
+	p := launch(t, settings(t, natsAt(n), object{"address_ranges": []string{"0.0.0.0/0", "::/0"}}))
+	e := emit(t, n)
+	p.counts(t, "silk_dns_nats_connected", "1")
+	e.register(t, "192.0.2.7", "api.apps.internal", 0)
+	p.answers(t, soon, "api.apps.internal", "NOERROR 192.0.2.7")
+	p.answers(t, soon, "7.2.0.192.in-addr.arpa", "REFUSED")
+	p.end(t)
+}
+
 // said collects what is said on NATS of names.
 func said(t testing.TB, e emitter) (registers, unregisters *nats.Subscription) {
 	t.Helper()

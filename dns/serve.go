@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -164,12 +165,13 @@ func logLevel(level *slog.LevelVar, log *slog.Logger, inner http.Handler) http.H
 	})
 }
 
-// reverse returns the ranges of which all names are known here: those that an operator says, not those that are only believed.
+// reverse returns the ranges of which all names are known here: those that an operator says, not those that are only believed. Who believes every address
+// does not say that he knows them all.
 func reverse(cfg Config) []netip.Prefix {
 	if cfg.Form != Own {
 		return nil
 	}
-	return cfg.ranges()
+	return slices.DeleteFunc(cfg.ranges(), func(p netip.Prefix) bool { return p.Bits() == 0 })
 }
 
 // runAdapter is the deployed adapter: it has no table, and asks controllers.
