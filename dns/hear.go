@@ -259,10 +259,11 @@ func (e *ear) stands() {
 		return // run comes here once everything is subscribed to
 	}
 	e.standing.Store(true)
-	e.refused.Store(nil)
 	e.connects.Add(1)
 	e.log.Info("nats connected", "server", conn.ConnectedUrlRedacted())
-	e.up()
+	if e.refused.Load() == nil { // which may have been said already
+		e.up()
+	}
 	e.ask()
 }
 
@@ -270,6 +271,7 @@ func (e *ear) stands() {
 func (e *ear) broke(err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.refused.Store(nil)
 	if !e.standing.Swap(false) {
 		return
 	}
@@ -292,13 +294,20 @@ func (e *ear) complained(s *nats.Subscription, err error) {
 		return
 	}
 	e.log.Error("nats refused something", "error", err)
-	// Of a violation the client has no other word for what was not permitted.
-	if errors.Is(err, nats.ErrMaxSubscriptionsExceeded) || errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), "Subscription") {
+	if errors.Is(err, nats.ErrMaxSubscriptionsExceeded) || deaf(err) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		e.refused.Store(&err)
 		e.down() // who may not listen hears nothing, which says nothing about names
 	}
+}
+
+// deaf reports whether an error is that we may not hear of registrations. That we may not hear who else starts, which the deployed controller does not
+// do either, says nothing about names. Of a violation the client has no other word for what was not permitted.
+func deaf(err error) bool {
+	text := strings.ToLower(err.Error())
+	return errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(text, "subscription") &&
+		(strings.Contains(text, registration.SubjectRegister) || strings.Contains(text, registration.SubjectUnregister))
 }
 
 // drop counts lost messages and has them asked for.

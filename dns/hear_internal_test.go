@@ -175,6 +175,45 @@ func TestACertificateThatIsAwayIsNoEnd(t *testing.T) {
 	}
 }
 
+// TestARefusalHoldsInWhicheverOrderItIsTold: the client tells of it and of the connection on goroutines of their own. Only what says nothing of names may
+// be refused.
+func TestARefusalHoldsInWhicheverOrderItIsTold(t *testing.T) {
+	n := testkit.StartNATS(t, testkit.NATSOptions{})
+	conn, err := nats.Connect("nats://" + n.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for _, c := range []struct {
+		refused string
+		want    string
+	}{
+		{"", "up "}, {registration.SubjectRegister, "down "}, {registration.SubjectUnregister, "down "}, {registration.SubjectStart, "up "}, {registration.SubjectGreet, "up "},
+	} {
+		cfg := DefaultConfig()
+		cfg.NATS.Hosts = []NATSHost{{"127.0.0.1", uint16(n.Port)}}
+		e, err := newEar(cfg, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var said strings.Builder
+		e.up, e.down = func() { said.WriteString("up ") }, func() { said.WriteString("down ") }
+		e.conn.Store(conn)
+		if c.refused != "" {
+			e.complained(nil, fmt.Errorf("%w: Permissions Violation for Subscription to %q", nats.ErrPermissionViolation, c.refused))
+		}
+		e.stands()
+		if said.String() != c.want || (e.trouble() != nil) != (c.want != "up ") {
+			t.Errorf("%q is refused: said %q, trouble is %v, want %q", c.refused, said.String(), e.trouble(), c.want)
+		}
+		e.broke(nil)
+		said.Reset()
+		if e.stands(); said.String() != "up " || e.trouble() != nil {
+			t.Errorf("after %q was refused on the connection before: said %q, trouble is %v, want up", c.refused, said.String(), e.trouble())
+		}
+	}
+}
+
 // hook calls a function with each message of the log.
 type hook struct {
 	slog.Handler
