@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"hash/maphash"
 	"net/netip"
-	"slices"
 	"strconv"
 )
 
@@ -63,7 +62,8 @@ func (t *Table) NamesOf(a netip.Addr) []Name {
 	}
 	t.hostsMu.RLock()
 	defer t.hostsMu.RUnlock()
-	return slices.Clone(t.hosts[a.As16()].names)
+	h := t.hosts[a.As16()]
+	return h.list()
 }
 
 // found is what a lookup has found: addresses, or whole registrations, or nothing but that there are some.

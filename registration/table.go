@@ -65,12 +65,6 @@ type node struct {
 	below int32   // names with registrations below this one
 }
 
-// host is an address that has names.
-type host struct {
-	told  *told
-	names []Name // in the order in which they came
-}
-
 // NewTable returns an empty table with the default Limits.
 func NewTable() *Table { return NewTableOf(Limits{}) }
 
@@ -200,7 +194,8 @@ func (t *Table) insert(s *shard, r Registration, d []byte) {
 	n.list = append(n.list, entry{of: of, seen: nanos(r.Seen), updated: nanos(r.Updated), port: r.Port, index: narrow(r.Index)})
 	t.store(s, r.Name, n)
 	h := t.hosts[of.address]
-	h.told, h.names = of, append(h.names, r.Name)
+	h.told = of
+	h.add(r.Name)
 	t.hostsMu.Lock()
 	t.hosts[of.address] = h
 	t.hostsMu.Unlock()
@@ -211,10 +206,9 @@ func (t *Table) insert(s *shard, r Registration, d []byte) {
 
 // kept returns the text of a name that is kept already for one of its registrations. mu is held.
 func (t *Table) kept(n node, name Name) Name {
-	for _, k := range t.hosts[n.list[0].of.address].names {
-		if k == name {
-			return k
-		}
+	h := t.hosts[n.list[0].of.address]
+	if i := h.find(name); i >= 0 {
+		return h.names[i]
 	}
 	return name
 }
@@ -331,10 +325,7 @@ func (t *Table) forget(address [16]byte, name Name) {
 	t.hostsMu.Lock()
 	defer t.hostsMu.Unlock()
 	h := t.hosts[address]
-	if i := slices.Index(h.names, name); i >= 0 {
-		h.names = slices.Delete(h.names, i, i+1)
-	}
-	if len(h.names) == 0 {
+	if h.remove(name); h.empty() {
 		delete(t.hosts, address)
 	} else {
 		t.hosts[address] = h

@@ -6,8 +6,10 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -176,6 +178,54 @@ func TestARefreshKeepsToTheLimit(t *testing.T) {
 	if names, _ := table.Len(); table.Prune(seen) != 0 || names != n {
 		t.Error("names are gone")
 	}
+}
+
+// TestManyNamesOfOneAddress: a gateway has the names of all that is behind it. To take them away must not take longer for each the more there are.
+func TestManyNamesOfOneAddress(t *testing.T) {
+	const n = 100_000
+	table, old, now := registration.NewTable(), time.Unix(1000, 0), time.Unix(2000, 0)
+	gateway := addrOf(1)
+	var left []registration.Name
+	began := processor(t)
+	for i := range n {
+		r := registration.Registration{Name: registration.Name(fmt.Sprintf("a%06d.apps.internal", i)), Address: gateway, Seen: old}
+		if i%1000 == 0 {
+			r.Seen = now
+			left = append(left, r.Name)
+		}
+		for _, a := range []netip.Addr{gateway, addrOf(2 + i)} {
+			if r.Address = a; !table.Register(r) {
+				t.Fatalf("%s at %v is not new", r.Name, a)
+			}
+		}
+	}
+	if got := table.Prune(now); got != 2*(n-len(left)) {
+		t.Errorf("%d pruned, want %d", got, 2*(n-len(left)))
+	}
+	if took := processor(t) - began; took > 5*time.Second {
+		t.Errorf("took %v of the processor", took)
+	}
+	if got := table.NamesOf(gateway); !slices.Equal(got, left) {
+		t.Errorf("%d names are left, want the %d that were seen now, in the order in which they came", len(got), len(left))
+	}
+	for _, name := range left {
+		if !table.Unregister(name, gateway) {
+			t.Errorf("%s was not there", name)
+		}
+	}
+	if got := table.NamesOf(gateway); len(got) != 0 {
+		t.Errorf("%q are left", got)
+	}
+}
+
+// processor returns how much time of the processor the process has taken.
+func processor(t *testing.T) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // TestReadersAndWriters: a name that stays is found at any instant, with the names above it, while others around it come and go.
