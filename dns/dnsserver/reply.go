@@ -20,11 +20,12 @@ type reply struct {
 	limit int // of b, with room for the OPT record
 	n     [3]uint16
 	edns  bool
+	do    bool // the client's flag
 }
 
 // begin writes the header and the question, into b's memory. limit is the most bytes that the client takes.
 func (r *reply) begin(b []byte, q *query, limit int) {
-	*r = reply{b: b[:0], limit: limit, edns: q.edns}
+	*r = reply{b: b[:0], limit: limit, edns: q.edns, do: q.do}
 	if r.edns {
 		r.limit -= optSize
 	}
@@ -47,6 +48,9 @@ func (r *reply) end(code rcode, udp int) []byte {
 	r.set(uint16(code & 15))
 	if r.edns { // there is room: begin has kept it
 		r.b = append(r.b, 0, 0, typeOPT, byte(udp>>8), byte(udp), byte(code>>4), 0, 0, 0, 0, 0)
+		if r.do { // goes back as it came (RFC 3225 section 3)
+			r.b[len(r.b)-4] = flagDO >> 8
+		}
 		r.n[additional]++
 	}
 	for i, n := range r.n {
