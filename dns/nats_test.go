@@ -119,8 +119,8 @@ func TestGreetingsWaitForNothing(t *testing.T) {
 	p.counts(t, "silk_dns_messages_lost_total", "0")
 	t.Logf("slowest answer to a greeting among %d registrations: %v; resident afterwards: %s bytes; processor time %s s", total, slowest,
 		p.figure(t, "process_resident_memory_bytes"), p.figure(t, "process_cpu_seconds_total"))
-	if slowest > time.Second {
-		t.Errorf("a greeting was answered after %v, want at most 1 s", slowest)
+	if slowest > 10*time.Second { // emitters wait for 30
+		t.Errorf("a greeting was answered after %v, want at most 10 s", slowest)
 	}
 	p.answers(t, soon, "nobody.apps.internal", "SERVFAIL") // it is cold: that may be a name that was not told yet
 	p.answers(t, soon, "app-99999.apps.internal", "NOERROR "+address(99_999%60_000+1).String())
