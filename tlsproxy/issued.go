@@ -49,7 +49,9 @@ type leaf struct {
 	made   *credential // nil: not yet
 	names  []string    // that made was asked for with
 	renew  time.Time
-	stale  bool // the host's intermediate, or the roots, have changed since
+	got    time.Time // when made was issued, by the clock that nobody sets
+	first  time.Time // before which none of the host's intermediate can begin
+	stale  bool      // the host's intermediate, or the roots, have changed since
 	err    error
 }
 
@@ -197,7 +199,14 @@ func (l *leaf) wanted() []string {
 
 // due reports whether a certificate is to be issued now. mu is held.
 func (l *leaf) due(names []string, now time.Time) bool {
-	return l.made == nil || l.stale || !now.Before(l.renew) || !slices.Equal(names, l.names)
+	return l.made == nil || l.stale || !now.Before(l.renew) || !slices.Equal(names, l.names) || l.misdated(now)
+}
+
+// misdated reports whether the clock was wrong when the certificate was issued, and has been set since: the certificate has not begun, though another could
+// have, or half of a life has passed in this process.
+func (l *leaf) misdated(now time.Time) bool {
+	begins := l.made.pair.Leaf.NotBefore
+	return now.Before(begins) && begins.After(l.first) || now.Sub(l.got) >= authority.LeafLife/2
 }
 
 // renew issues an endpoint's certificate if it is due. What was issued before holds until there is another; a failure is for the status, and tried again.
@@ -215,7 +224,7 @@ func (i *issuance) renew(ctx context.Context, k endpoint.Key) {
 	if !due {
 		return
 	}
-	made, renew, err := i.issue(ctx, r, names)
+	made, err := i.issue(ctx, r, names)
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if l.err = err; err != nil {
@@ -225,11 +234,12 @@ func (i *issuance) renew(ctx context.Context, k endpoint.Key) {
 		}
 		return
 	}
-	l.made, l.names, l.renew = made, names, renew
+	l.made, l.names, l.got = &credential{pair: made.TLS(), expires: made.Certificate.NotAfter}, names, time.Now()
+	l.renew, l.first = authority.Renewal(made.Certificate), made.Chain()[1].NotBefore
 }
 
 // issue makes a certificate. It does not wait for the controller: other containers may be better off.
-func (i *issuance) issue(ctx context.Context, r endpoint.Record, names []string) (*credential, time.Time, error) {
+func (i *issuance) issue(ctx context.Context, r endpoint.Record, names []string) (*authority.Leaf, error) {
 	s := authority.Spec{Names: names, Group: identity.Group(r.Group)}
 	for _, a := range r.Addresses {
 		s.Addresses = append(s.Addresses, a.Addr())
@@ -239,22 +249,21 @@ func (i *issuance) issue(ctx context.Context, r endpoint.Record, names []string)
 		if err == nil {
 			err = fault.Unavailablef("the controller was asked for it")
 		}
-		return nil, time.Time{}, fmt.Errorf("this host has no intermediate for %v yet: %w", s.Addresses, err)
+		return nil, fmt.Errorf("this host has no intermediate for %v yet: %w", s.Addresses, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, leafLimit)
 	defer cancel()
 	made, err := i.issuer.Leaf(ctx, s)
 	if err != nil {
-		return nil, time.Time{}, err
+		return nil, err
 	}
-	renew := authority.Renewal(made.Certificate)
-	attrs := []any{"endpoint", r.Key, "names", made.Certificate.DNSNames, "expires", made.Certificate.NotAfter, "renewed_at", renew}
+	attrs := []any{"endpoint", r.Key, "names", made.Certificate.DNSNames, "expires", made.Certificate.NotAfter, "renewed_at", authority.Renewal(made.Certificate)}
 	if len(made.LeftOut) > 0 {
 		i.log.Warn("certificate issued without names that the host may not sign for: see container_ca_domains of the controller", append(attrs, "left_out", made.LeftOut)...)
 	} else {
 		i.log.Info("certificate issued", attrs...)
 	}
-	return &credential{pair: made.TLS(), expires: made.Certificate.NotAfter}, renew, nil
+	return made, nil
 }
 
 // show implements certificates.

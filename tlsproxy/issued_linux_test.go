@@ -196,7 +196,10 @@ func TestNamesOfRecords(t *testing.T) {
 func TestWhenACertificateIsDue(t *testing.T) {
 	now := time.Now()
 	names := []string{"a"}
-	good := leaf{made: &credential{}, names: names, renew: now.Add(time.Hour)}
+	begun := func(at time.Time) *credential {
+		return &credential{pair: tls.Certificate{Leaf: &x509.Certificate{NotBefore: at}}}
+	}
+	good := leaf{made: begun(now.Add(-time.Hour)), names: names, renew: now.Add(time.Hour), got: now.Add(-time.Hour), first: now.Add(-24 * time.Hour)}
 	for what, x := range map[string]struct {
 		change func(*leaf)
 		names  []string
@@ -208,6 +211,11 @@ func TestWhenACertificateIsDue(t *testing.T) {
 		"another intermediate": {func(l *leaf) { l.stale = true }, names, true},
 		"another name":         {func(*leaf) {}, []string{"b"}, true},
 		"a name less":          {func(*leaf) {}, nil, true},
+		"the clock was ahead":  {func(l *leaf) { l.made, l.renew = begun(now.Add(36*time.Hour)), now.Add(48*time.Hour) }, names, true},
+		"the clock was behind": {func(l *leaf) { l.got = now.Add(-authority.LeafLife / 2) }, names, true},
+		"the clock is behind the controller's": {func(l *leaf) {
+			l.made, l.renew, l.first = begun(now.Add(time.Minute)), now.Add(12*time.Hour), now.Add(time.Minute)
+		}, names, false},
 	} {
 		l := good
 		x.change(&l)
