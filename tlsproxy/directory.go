@@ -101,7 +101,7 @@ func newDirectory(cfg *Config, log *slog.Logger) (*directory, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &directory{base: base, below: below, cert: cfg.CertificateFile, key: cfg.KeyFile, clients: trusted{path: cfg.ClientCAFile}, log: log, pairs: map[endpoint.Key]*pair{}}
+	d := &directory{base: base, below: below, cert: cfg.CertificateFile, key: cfg.KeyFile, clients: trusted{path: cfg.ClientCAFile, log: log}, log: log, pairs: map[endpoint.Key]*pair{}}
 	if cfg.TrustDomain != "" {
 		d.domain, err = authority.ParseTrustDomain(cfg.TrustDomain)
 	}
@@ -188,6 +188,7 @@ func (d *directory) look(p *pair, r endpoint.Record) error {
 	var content [2][]byte
 	for i, n := range names {
 		if content[i], err = readFile(root, n); err != nil {
+			p.files = stamps{} // no descriptor may have been left: it says nothing about the file
 			return fmt.Errorf("below %s: %w", d.base, err)
 		}
 	}
@@ -220,17 +221,22 @@ func readFile(root *os.Root, name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return readPlain(f)
+}
+
+// readPlain reads a file that was opened without waiting, and closes it.
+func readPlain(f *os.File) ([]byte, error) {
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxFile {
-		return nil, fmt.Errorf("%s: expected a plain file of at most %d bytes", name, maxFile)
+		return nil, fmt.Errorf("%s: expected a plain file of at most %d bytes", f.Name(), maxFile)
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxFile))
 	if err == nil && len(b) == 0 {
-		err = fmt.Errorf("%s: %w", name, io.ErrUnexpectedEOF)
+		err = fmt.Errorf("%s: %w", f.Name(), io.ErrUnexpectedEOF)
 	}
 	return b, err
 }
@@ -259,22 +265,38 @@ func (d *directory) keep(records []endpoint.Record) {
 // trusted is a file of authorities that is read again when it has changed.
 type trusted struct {
 	path string
+	log  *slog.Logger
 
-	mu   sync.Mutex
-	good authority.Bundle
-	file stamps // the first one alone
-	read time.Time
+	mu      sync.Mutex
+	good    authority.Bundle
+	failure error // of the last attempt; good is still used
+	told    string
+	file    stamps // the first one alone
+	read    time.Time
 }
 
-// bundle returns the authorities. A file that has become unreadable keeps its last good content.
+// bundle returns the authorities. A file that cannot be used any more keeps its last good content, and is told of.
 func (t *trusted) bundle() (authority.Bundle, error) {
 	if t.path == "" {
 		return authority.Bundle{}, errors.New("no authority of clients is configured: set client_ca_file")
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.look(); err != nil && t.good.IsZero() {
-		return authority.Bundle{}, fmt.Errorf("client_ca_file: %w", err)
+	t.failure = t.look()
+	text := ""
+	if t.failure != nil {
+		text = t.failure.Error()
+	}
+	if text != t.told {
+		t.told = text
+		if t.failure == nil {
+			t.log.Info("authorities of clients can be used again", "client_ca_file", t.path)
+		} else {
+			t.log.Warn("authorities of clients cannot be used", "client_ca_file", t.path, "error", t.failure, "earlier_ones_trusted", !t.good.IsZero())
+		}
+	}
+	if t.failure != nil && t.good.IsZero() {
+		return authority.Bundle{}, fmt.Errorf("client_ca_file: %w", t.failure)
 	}
 	return t.good, nil
 }
@@ -283,17 +305,24 @@ func (t *trusted) bundle() (authority.Bundle, error) {
 func (t *trusted) look() error {
 	info, err := os.Stat(t.path)
 	if err != nil {
+		t.file = stamps{}
 		return err
 	}
 	now := stamps{stampOf(info)}
-	if !t.good.IsZero() && now == t.file && now.settled(t.read) {
-		return nil
+	if now == t.file && now.settled(t.read) {
+		return t.failure
 	}
-	t.file, t.read = now, time.Now()
-	b, err := os.ReadFile(t.path)
+	read := time.Now()
+	f, err := os.OpenFile(t.path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	var b []byte
+	if err == nil {
+		b, err = readPlain(f)
+	}
 	if err != nil {
+		t.file = stamps{} // no descriptor may have been left: it says nothing about the file
 		return err
 	}
+	t.file, t.read = now, read
 	good, err := authority.ParseBundle(b)
 	if err == nil {
 		t.good = good

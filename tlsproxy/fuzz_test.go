@@ -82,7 +82,7 @@ func FuzzAuthoritiesOfClients(f *testing.F) {
 		if err := os.WriteFile(path, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		x := trusted{path: path}
+		x := trusted{path: path, log: slog.New(slog.DiscardHandler)}
 		b, err := x.bundle()
 		if b.IsZero() == (err == nil) || err == nil && b.Pool() == nil {
 			t.Fatalf("%v, %v", b, err)
