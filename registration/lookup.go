@@ -66,6 +66,31 @@ func (t *Table) NamesOf(a netip.Addr) []Name {
 	return h.list()
 }
 
+// At returns what is registered at an address, in the order in which its names came.
+func (t *Table) At(a netip.Addr) []Registration {
+	names := t.NamesOf(a)
+	list := make([]Registration, 0, len(names))
+	for _, name := range names {
+		if r, ok := t.of(name, a.Unmap()); ok {
+			list = append(list, r)
+		}
+	}
+	return list
+}
+
+// of returns the registration of a name at an address.
+func (t *Table) of(name Name, a netip.Addr) (Registration, bool) {
+	s := t.shard(name)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	n := s.nodes[name]
+	i := n.find(a)
+	if i < 0 { // it went meanwhile
+		return Registration{}, false
+	}
+	return n.list[i].registration(name), true
+}
+
 // found is what a lookup has found: addresses, or whole registrations, or nothing but that there are some.
 type found struct {
 	whole, none bool

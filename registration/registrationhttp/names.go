@@ -29,6 +29,9 @@ const MaxAddresses = 1024
 type namesAnswer struct {
 	Revision string                             `json:"revision"`
 	Names    map[netip.Addr][]registration.Name `json:"names"`
+
+	// Groups are the policy groups for which the names were registered, where that was said.
+	Groups map[netip.Addr]map[registration.Name]string `json:"groups,omitempty"`
 }
 
 // NamesHandler answers PathNames: which names stand for the addresses that are asked for, sorted; an address without names is not in the
@@ -82,17 +85,33 @@ func askedAddresses(texts []string) ([]netip.Addr, error) {
 }
 
 func namesOf(t *registration.Table, asked []netip.Addr) namesAnswer {
-	n := namesAnswer{Names: map[netip.Addr][]registration.Name{}}
+	n := namesAnswer{Names: map[netip.Addr][]registration.Name{}, Groups: map[netip.Addr]map[registration.Name]string{}}
 	for _, a := range asked {
-		if names := t.NamesOf(a); len(names) > 0 {
-			slices.Sort(names)
+		var names []registration.Name
+		groups := map[registration.Name]string{}
+		for _, r := range t.At(a) {
+			names = append(names, r.Name)
+			if r.Group != "" {
+				groups[r.Name] = r.Group
+			}
+		}
+		slices.Sort(names)
+		if len(names) > 0 {
 			n.Names[a] = names
+		}
+		if len(groups) > 0 {
+			n.Groups[a] = groups
 		}
 	}
 	b, err := json.Marshal(n.Names) // keys are sorted
+	var more []byte
+	if err == nil && len(n.Groups) > 0 {
+		more, err = json.Marshal(n.Groups)
+	}
 	if err != nil {
 		panic(err) // of our own types
 	}
+	b = append(b, more...)
 	sum := sha256.Sum256(b)
 	n.Revision = hex.EncodeToString(sum[:16])
 	return n
@@ -156,6 +175,40 @@ func (c *Names) Of(ctx context.Context, addresses []netip.Addr) (names map[netip
 		return nil, "", fmt.Errorf("ask for names: %w", err)
 	}
 	return a.Names, a.Revision, nil
+}
+
+// Owner is an address and the policy group of who has it now.
+type Owner struct {
+	Address netip.Addr
+	Group   string
+}
+
+// OfOwners is Of for addresses whose present owners are known. A name that was registered at an address for another group is in others: it is that of
+// who had the address before, and has not been taken back yet. A name of which nobody said the group is the owner's.
+func (c *Names) OfOwners(ctx context.Context, owners []Owner) (names, others map[netip.Addr][]registration.Name, err error) {
+	if len(owners) > MaxAddresses {
+		return nil, nil, fault.Invalidf("%d addresses are asked for: expected at most %d", len(owners), MaxAddresses)
+	}
+	q := url.Values{}
+	for _, o := range owners {
+		q.Add("address", o.Address.Unmap().String())
+	}
+	a, err := c.ask(ctx, q.Encode())
+	if err != nil {
+		return nil, nil, fmt.Errorf("ask for names: %w", err)
+	}
+	names, others = map[netip.Addr][]registration.Name{}, map[netip.Addr][]registration.Name{}
+	for _, o := range owners {
+		at := o.Address.Unmap()
+		for _, n := range a.Names[at] {
+			into := names
+			if g := a.Groups[at][n]; g != "" && g != o.Group {
+				into = others
+			}
+			into[at] = append(into[at], n)
+		}
+	}
+	return names, others, nil
 }
 
 func (c *Names) ask(ctx context.Context, query string) (namesAnswer, error) {

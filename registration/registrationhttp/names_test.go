@@ -74,6 +74,38 @@ func TestNames(t *testing.T) {
 	expect("map[]", true)
 }
 
+// TestNamesOfOwners: a name is not that of who has the address by now, if it was registered for another group.
+func TestNamesOfOwners(t *testing.T) {
+	table := registration.NewTable()
+	c := registrationhttp.NewNames(serve(t, registrationhttp.NamesHandler(table, yes)).URL, 0)
+	defer c.Close()
+	at := netip.MustParseAddr("10.255.0.1")
+	for name, group := range map[registration.Name]string{"old": "one", "new": "two", "some": ""} {
+		table.Register(registration.Registration{Name: name, Address: at, Index: -1, Group: group})
+	}
+	for group, want := range map[string]string{"one": "[old some] [new]", "two": "[new some] [old]", "three": "[some] [new old]"} {
+		names, others, err := c.OfOwners(t.Context(), []registrationhttp.Owner{{Address: netip.MustParseAddr("::ffff:10.255.0.1"), Group: group}})
+		if got := fmt.Sprint(names[at], others[at]); err != nil || got != want {
+			t.Errorf("%s: %s, %v, want %s", group, got, err, want)
+		}
+	}
+	_, before, err := c.Of(t.Context(), []netip.Addr{at})
+	if err != nil {
+		t.Fatal(err)
+	}
+	table.Register(registration.Registration{Name: "old", Address: at, Index: -1, Group: "two"})
+	if _, after, err := c.Of(t.Context(), []netip.Addr{at}); err != nil || after == before {
+		t.Errorf("a name that is another group's by now has the revision %q, as before: %v", after, err)
+	}
+	names, others, err := c.OfOwners(t.Context(), []registrationhttp.Owner{{Address: at, Group: "two"}})
+	if err != nil || len(names[at]) != 3 || len(others[at]) != 0 {
+		t.Errorf("%v, %v, %v", names, others, err)
+	}
+	if _, _, err := c.OfOwners(t.Context(), make([]registrationhttp.Owner, registrationhttp.MaxAddresses+1)); !errors.Is(err, fault.Invalid) {
+		t.Errorf("too many addresses: %v", err)
+	}
+}
+
 // TestNamesOfManyAddresses fit into a request.
 func TestNamesOfManyAddresses(t *testing.T) {
 	table := registration.NewTable()
