@@ -19,6 +19,7 @@ import (
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/internal/reconcile"
 	"code.cloudfoundry.org/silk/internal/service"
+	"code.cloudfoundry.org/silk/registration"
 	"code.cloudfoundry.org/silk/registration/registrationhttp"
 )
 
@@ -45,9 +46,10 @@ type issuance struct {
 // leaf is one container's certificate. What is in it does not change but under issuance.mu.
 type leaf struct {
 	record endpoint.Record
-	called []string    // what silk-dns last said
-	made   *credential // nil: not yet
-	names  []string    // that made was asked for with
+	called []string            // what silk-dns last said
+	others []registration.Name // that it said of another group's container: of who had the address before
+	made   *credential         // nil: not yet
+	names  []string            // that made was asked for with
 	renew  time.Time
 	got    time.Time // when made was issued, by the clock that nobody sets
 	first  time.Time // before which none of the host's intermediate can begin
@@ -144,11 +146,11 @@ func (i *issuance) hear(ctx context.Context, records []endpoint.Record) {
 		return
 	}
 	for part := range slices.Chunk(records, registrationhttp.MaxAddresses) {
-		addresses := make([]netip.Addr, 0, len(part))
+		owners := make([]registrationhttp.Owner, 0, len(part))
 		for _, r := range part {
-			addresses = append(addresses, r.Address())
+			owners = append(owners, registrationhttp.Owner{Address: r.Address(), Group: r.Group})
 		}
-		names, _, err := i.names.Of(ctx, addresses)
+		names, others, err := i.names.OfOwners(ctx, owners)
 		if ctx.Err() != nil {
 			return
 		}
@@ -164,6 +166,11 @@ func (i *issuance) hear(ctx context.Context, records []endpoint.Record) {
 				l.called = l.called[:0:0]
 				for _, n := range names[r.Address()] {
 					l.called = append(l.called, string(n))
+				}
+				if o := others[r.Address()]; !slices.Equal(o, l.others) {
+					if l.others = o; len(o) > 0 {
+						i.log.Info("names of another group are registered at a container's address: its certificate is without them", "endpoint", r.Key, "names", o)
+					}
 				}
 			}
 		}

@@ -152,6 +152,13 @@ func TestCertificatesAreIssued(t *testing.T) {
 		})
 	}
 	shows()
+	c.table.Register(registration.Registration{Index: -1, Name: "before.apps.internal", Address: api.address, Group: "another", Seen: time.Now()}) // of who had the address
+	testkit.Until(t, patience, "what is another group's is not said", func() bool { return hasText(r.log.String(), "names=[before.apps.internal]") })
+	shows()
+	c.table.Register(registration.Registration{Index: -1, Name: "before.apps.internal", Address: api.address, Group: "web", Seen: time.Now()})
+	shows("before.apps.internal")
+	c.called(api, "before.apps.internal", false)
+	shows()
 	stays, _ := web.mustSecure(api, func(tc *tls.Config) { tc.RootCAs = c.roots })
 	c.called(api, "api.apps.internal", true)
 	shows("api.apps.internal")
