@@ -2,6 +2,7 @@ package tlsproxy
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
@@ -149,6 +150,38 @@ func TestConnectionsAreBounded(t *testing.T) {
 		c.Close()
 	}
 	testkit.Until(t, patience, "the places are free again", func() bool { return greedy.tries(api) == nil })
+}
+
+// TestLongHandshakesAreRefused long before their messages are whole: what a client has sent of one is kept.
+func TestLongHandshakesAreRefused(t *testing.T) {
+	w := newWorld(t)
+	r := w.start()
+	api, web := w.attach(standard), w.attach()
+	api.listen(8080, echo)
+	r.listens(api)
+	c := web.dial(api, 61443)
+	record := append([]byte{22, 3, 1, 0x3e, 0x80}, make([]byte, 16_000)...)
+	copy(record[5:], []byte{1, 0, 0xff, 0xfb}) // a hello of nearly 64 KiB, of which this is a quarter
+	c.Write(record)
+	clear(record[5:9])
+	c.Write(record)
+	c.Write(record)
+	io.ReadAll(c)
+	testkit.Until(t, patience, "it is refused", func() bool { return r.refusals(api, garbled) == 1 && r.count() == 0 })
+	if n := r.refusals(api, slow); n != 0 {
+		t.Errorf("%d waited for the rest", n)
+	}
+	long := w.ca.issue(t, web.address, "long", func(x *x509.Certificate) {
+		for n := range 400 {
+			x.DNSNames = append(x.DNSNames, fmt.Sprintf("a-name-that-is-not-short-%d.apps.internal", n))
+		}
+	})
+	mutually := w.attach(mutual)
+	mutually.listen(8080, echo)
+	r.listens(mutually)
+	if err := web.tries(mutually, shows(t, long)); err != nil {
+		t.Errorf("a client with a certificate of %d bytes: %v", len(long.cert), err)
+	}
 }
 
 // TestGarbageHarmsNobody: what is no handshake ends there.

@@ -1,6 +1,7 @@
 package tlsproxy
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -137,6 +138,12 @@ func (s *source) drop() {
 	}
 }
 
+// maxHandshake bounds what a client may send until its handshake is over, in bytes: crypto/tls keeps all of a message until it has the whole, and would
+// take a quarter of a MiB for certificates. A hello has up to some KiB, a chain of four with long RSA keys 8.
+const maxHandshake = 32 << 10
+
+var errLong = errors.New("client sent more than 32 KiB and its handshake is not over")
+
 // wire is the connection below one of TLS. While its handshake lasts a Read waits, and lets others of the container compute meanwhile; after
 // that it does not, so that who waits holds no buffers. A wire has one reader at a time.
 type wire struct {
@@ -144,6 +151,7 @@ type wire struct {
 	in          *source
 	turns       chan struct{} // a token for each handshake that computes
 	established bool          // Read does not wait
+	taken       int           // bytes, until then
 	frame       frame
 }
 
@@ -189,6 +197,11 @@ func (w *wire) Read(p []byte) (int, error) {
 	}
 	n := w.in.take(p[:w.frame.within(len(p))])
 	w.frame.pass(p[:n])
+	if !w.established {
+		if w.taken += n; w.taken > maxHandshake {
+			return n, errLong
+		}
+	}
 	return n, nil
 }
 
