@@ -2,6 +2,7 @@ package tlsproxy
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"math/big"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"code.cloudfoundry.org/silk/internal/testkit"
 )
@@ -142,6 +144,26 @@ func TestChangesWithinOneTickOfTheClockAreSeen(t *testing.T) {
 		}
 		if got, err := web.serialOf(api); err != nil || got.Cmp(next.tls(t).Leaf.SerialNumber) != 0 {
 			t.Fatalf("shown is %v: %v", got, err)
+		}
+	}
+}
+
+// TestACertificateOutOfItsTimeIsToldOf: it is shown, since there is no other, and no client takes it.
+func TestACertificateOutOfItsTimeIsToldOf(t *testing.T) {
+	w := newWorld(t)
+	r := w.start()
+	api := w.attach(standard)
+	api.listen(8080, echo)
+	r.listens(api)
+	for want, at := range map[string][2]time.Duration{"it has expired": {-2 * time.Hour, -time.Hour}, "it begins at": {time.Hour, 2 * time.Hour}, "": {-time.Hour, time.Hour}} {
+		api.install(w.ca.issue(t, api.address, "api", func(x *x509.Certificate) {
+			x.NotBefore, x.NotAfter = time.Now().Add(at[0]), time.Now().Add(at[1])
+		}))
+		if got := r.stands(api).Certificate.Error; !hasText(got, want) || want == "" && got != "" {
+			t.Errorf("status says %q, want %q", got, want)
+		}
+		if _, text := r.get("/health"); hasText(text, "degraded") != (want != "") {
+			t.Errorf("%s: health says %s", want, text)
 		}
 	}
 }

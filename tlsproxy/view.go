@@ -2,11 +2,13 @@ package tlsproxy
 
 import (
 	"cmp"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"code.cloudfoundry.org/silk/endpoint"
@@ -36,7 +38,7 @@ type CertificateStatus struct {
 	Serial  string    `json:"serial,omitempty"` // hexadecimal
 	Names   []string  `json:"names,omitempty"`
 	Expires time.Time `json:"expires,omitzero"`
-	Error   string    `json:"error,omitempty"` // why there is none, or why an earlier one is still shown
+	Error   string    `json:"error,omitempty"` // why there is none, why an earlier one is still shown, or why clients refuse it
 }
 
 // PortStatus says how one port stands. States are listening, taken (by a process of the container) and failed.
@@ -89,6 +91,9 @@ func (s *site) status() EndpointStatus {
 	if c != nil {
 		leaf := c.pair.Leaf
 		st.Certificate.Serial, st.Certificate.Names, st.Certificate.Expires = leaf.SerialNumber.Text(16), leaf.DNSNames, c.expires
+		if why := outOfTime(leaf, time.Now()); why != "" {
+			st.Certificate.Error = strings.TrimSuffix(why+": "+st.Certificate.Error, ": ")
+		}
 	}
 	open := map[*port]int{}
 	s.mu.Lock()
@@ -100,6 +105,17 @@ func (s *site) status() EndpointStatus {
 		st.Ports = append(st.Ports, p.status(open[p]))
 	}
 	return st
+}
+
+// outOfTime says why clients refuse a certificate that is shown all the same, "" if they do not.
+func outOfTime(leaf *x509.Certificate, now time.Time) string {
+	switch {
+	case now.After(leaf.NotAfter):
+		return "clients refuse it: it has expired"
+	case now.Before(leaf.NotBefore):
+		return "clients refuse it: it begins at " + leaf.NotBefore.UTC().Format(time.RFC3339) + ", or the clock of this host is wrong"
+	}
+	return ""
 }
 
 func (p *port) status(open int) PortStatus {
