@@ -102,6 +102,30 @@ func TestPeersOnOneHost(t *testing.T) {
 	}
 }
 
+// TestSomebodyHoldsTheLocalSocket: the agent works without it, and listens there once it is free.
+func TestSomebodyHoldsTheLocalSocket(t *testing.T) {
+	w := newWorld(t)
+	port := freePort(t)
+	held, err := net.Listen("unix", policyhttp.PeerSocket(uint16(port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	r := w.startAt(port, w.policies())
+	web, api := w.attach("web"), w.attach("api")
+	w.allow(r, tcpPolicy("web", "api", 61443))
+	if status, text := r.force("/force-policy-poll-cycle?network=silk&interface=eth0&container=" + api.key.Container); status != 200 {
+		t.Fatalf("the agent does not work: %d %s", status, text)
+	}
+	held.Close()
+	client := r.peers()
+	nobody := netip.MustParseAddrPort("10.255.30.250:1")
+	eventually(t, "the agent does not listen", 30*time.Second, func() bool {
+		_, err := client.Peer(t.Context(), nobody, netip.AddrPortFrom(web.address, 2), policy.TCP)
+		return errors.Is(err, fault.NotFound)
+	})
+}
+
 // TestPeersThatAreNotKnown: what is not known is refused with a reason, and how it becomes known.
 func TestPeersThatAreNotKnown(t *testing.T) {
 	w := newWorld(t)

@@ -261,11 +261,7 @@ func (a *agent) run(ctx context.Context, feed policy.Feed, level *slog.LevelVar)
 		{Name: "container-watch", Run: a.watchKernel("watch on container devices ended", a.watchContainers)},
 		{Name: "policy-watch", Run: a.hearing},
 		{Name: "flow-log", Run: a.flows.run},
-	}
-	if aside, err := net.Listen("unix", policyhttp.PeerSocket(uint16(a.cfg.DebugPort))); err != nil {
-		a.log.Error("programs of this host cannot ask for peers", "error", err)
-	} else {
-		tasks = append(tasks, service.HTTP("peer", aside, nil, a.peerHandler(), service.DefaultLimits, a.log))
+		a.peerTask(),
 	}
 	if a.dynamic() {
 		tasks = append(tasks, service.Task{Name: "security-group-watch", Run: a.hearingGroups})

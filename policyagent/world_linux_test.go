@@ -114,6 +114,12 @@ func (w *world) config() Config {
 // start runs an agent until stop or the end of the test. Its listeners are in the test's own namespace, on ports that are free.
 func (w *world) start(feed policy.Feed, change ...func(*Config)) *running {
 	w.t.Helper()
+	return w.startAt(freePort(w.t), feed, change...)
+}
+
+// startAt is start with a debug server at a port.
+func (w *world) startAt(port int, feed policy.Feed, change ...func(*Config)) *running {
+	w.t.Helper()
 	c := w.config()
 	for _, f := range change {
 		f(&c)
@@ -122,7 +128,7 @@ func (w *world) start(feed policy.Feed, change ...func(*Config)) *running {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	a.cfg.ForcePort, a.cfg.DebugPort = freePort(w.t), freePort(w.t)
+	a.cfg.ForcePort, a.cfg.DebugPort = freePort(w.t), port
 	a.groupFeed = w.groups
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
