@@ -48,21 +48,27 @@ func openFiles(dir string) (files, error) {
 		err = os.MkdirAll(roots, 0o755)
 	}
 	if err == nil {
-		err = os.Chmod(roots, 0o755) // whatever umask there is: containers read it
+		err = readable(roots)
 	}
 	if err != nil {
 		return f, fmt.Errorf("open state directory: %w", err)
 	}
 	for _, d := range []string{dir, roots} {
-		left, err := filepath.Glob(filepath.Join(d, tempFile+"*"))
+		left, _ := filepath.Glob(filepath.Join(d, tempFile+"*")) // the pattern is good
 		for _, t := range left {
-			err = errors.Join(err, os.Remove(t))
-		}
-		if err != nil {
-			return f, fmt.Errorf("open state directory: %w", err)
+			os.Remove(t) // where that fails nothing can be written either, which is told
 		}
 	}
 	return f, nil
+}
+
+// readable makes a directory readable to containers, whatever umask there is. One that is stays as it is: its disk may have become read-only.
+func readable(dir string) error {
+	st, err := os.Stat(dir)
+	if err != nil || st.Mode().Perm() == 0o755 {
+		return err
+	}
+	return os.Chmod(dir, 0o755)
 }
 
 func (f files) path(name string) string { return filepath.Join(f.dir, name) }
