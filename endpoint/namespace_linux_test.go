@@ -2,6 +2,7 @@ package endpoint_test
 
 import (
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -100,6 +101,30 @@ func TestOpenNamespace(t *testing.T) {
 	}
 	h.opens("detached", r, kernel.NSID{})
 	end()
+}
+
+// TestOpenNamespaceThoughItsPathIsAnothers: what the runtime named may be anything by now, such as a number of a descriptor that is a socket's.
+func TestOpenNamespaceThoughItsPathIsAnothers(t *testing.T) {
+	h, c := newHost(t), newNS(t)
+	r := h.must(h.attach(h.spec("c1", c)))
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, "socket"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	os.WriteFile(filepath.Join(dir, "file"), nil, 0o600)
+	os.Symlink("loop", filepath.Join(dir, "loop"))
+	_, end := sleeper(t, c)
+	for _, way := range []string{"socket", "file", "file/below", "loop", "nothing"} {
+		r.Path = filepath.Join(dir, way)
+		h.opens(way, r, r.Namespace)
+	}
+	end()
+	for _, way := range []string{"socket", "file", "file/below", "loop", "nothing"} {
+		r.Path = filepath.Join(dir, way)
+		h.opens(way+" without a process", r, kernel.NSID{})
+	}
 }
 
 func TestOpenNamespaceLeaksNothing(t *testing.T) {

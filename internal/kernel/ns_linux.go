@@ -28,8 +28,10 @@ func (id NSID) IsZero() bool { return id == NSID{} }
 func OpenNS(path string) (*NS, error) {
 	f, err := OpenFile(path, unix.O_RDONLY, 0)
 	if err != nil {
-		if errors.Is(err, unix.ESRCH) { // the process behind /proc/PID went away
-			err = fs.ErrNotExist
+		for _, e := range []error{unix.ESRCH, unix.ENXIO, unix.ENODEV, unix.ENOTDIR, unix.ELOOP} { // the process behind /proc/PID went away; or it is a socket, or no path at all
+			if errors.Is(err, e) {
+				err = fs.ErrNotExist
+			}
 		}
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
