@@ -126,6 +126,20 @@ func IsDuplicate(err error) bool {
 	return false
 }
 
+// IsOrphan reports whether a row was refused because the one that it refers to is not there.
+func IsOrphan(err error) bool {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return e.Code == "23503"
+	}
+	if e, ok := errors.AsType[*mysql.MySQLError](err); ok {
+		return e.Number == 1452
+	}
+	if e, ok := errors.AsType[*sqlite.Error](err); ok {
+		return e.Code() == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY
+	}
+	return false
+}
+
 // IsMissing reports whether a statement named a table that does not exist.
 func IsMissing(err error) bool {
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {

@@ -131,7 +131,7 @@ func (k *keeper) judge(ctx context.Context, requests []request) (verdicts []verd
 		switch {
 		case missing(err):
 			err = k.mend(ctx)
-		case sqldb.IsDuplicate(err): // another store gave the group a tag
+		case sqldb.IsDuplicate(err), sqldb.IsOrphan(err): // another store gave the group a tag; MySQL's upsert writes that row, and then ours is nowhere
 			was := k.at.Revision
 			if err = k.sync(ctx); err == nil && k.at.Revision != was {
 				tries--

@@ -200,6 +200,31 @@ func TestWriteAtOnceAfterAnotherStore(t *testing.T) {
 	})
 }
 
+// TestGroupThatAnotherStoreHasJustTagged writes a policy of a group of which this store does not know yet that it has a tag, and another one than it would get here.
+func TestGroupThatAnotherStoreHasJustTagged(t *testing.T) {
+	eachEngine(t, func(t *testing.T, db sqldb.Config) {
+		s, raw := open(t, config(db)), connect(t, db)
+		create(t, s, policytest.Of(t, "web api tcp 1"))
+		for i := range 20 {
+			at := int64(snapshot(t, s).Revision.Counter)
+			name, tag := fmt.Sprintf("late%d", i), 1000+i
+			_, err := raw.Atomic(t.Context(), []sqldb.Statement{
+				{Text: "INSERT INTO silk_policy_groups (tag, name, former, kind, freed_at, assigned, changed) VALUES (?, ?, '', 'app', 0, ?, ?)", Args: []any{int64(tag), name, at + 1, at + 1}, Want: 1},
+				{Text: "UPDATE silk_policy_revision SET counter = ?, stamp = stamp + 1000 WHERE counter = ?", Args: []any{at + 1, at}, Want: 1},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			create(t, s, policytest.Of(t, fmt.Sprintf("%s new%d tcp 1", name, i)))
+			for _, g := range tags(t, s) {
+				if string(g.Group) == name && int(g.Tag) != tag {
+					t.Errorf("%s has tag %v, want %v as the other store gave it", name, g.Tag, tag)
+				}
+			}
+		}
+	})
+}
+
 func TestNothingNewMovesNothing(t *testing.T) {
 	eachEngine(t, func(t *testing.T, db sqldb.Config) {
 		s := open(t, config(db))
