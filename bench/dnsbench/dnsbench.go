@@ -118,7 +118,7 @@ type sample struct {
 	rate          []float64 // 1/s, at which p99 was measured
 }
 
-// measure asks both servers in turns: for all that they can answer, then for half of it.
+// measure asks both servers in turns: for all that they can answer, then both for half of what unbound can.
 func (b *run) measure(ctx context.Context, r *bench.Report, ours, theirs *process) error {
 	o, t := &sample{server: ours}, &sample{server: theirs}
 	for range rounds {
@@ -130,7 +130,7 @@ func (b *run) measure(ctx context.Context, r *bench.Report, ours, theirs *proces
 	}
 	for range rounds {
 		for _, s := range []*sample{o, t} {
-			if err := s.paced(ctx, b); err != nil {
+			if err := s.paced(ctx, b, bench.Median(t.qps)/2); err != nil {
 				return err
 			}
 		}

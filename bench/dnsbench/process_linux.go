@@ -203,9 +203,8 @@ func (s *sample) peak(ctx context.Context, b *run) error {
 	return err
 }
 
-// paced measures how long answers take at half of what the server answers at most. Who gets no answer waits for all of the measurement.
-func (s *sample) paced(ctx context.Context, b *run) error {
-	rate := bench.Median(s.qps) / 2
+// paced measures how long answers take at a rate. Who gets no answer waits for all of the measurement.
+func (s *sample) paced(ctx context.Context, b *run, rate float64) error {
 	p, err := b.pace(ctx, s.server.at, rate, pacedTime)
 	if err != nil {
 		return err
