@@ -11,13 +11,13 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"code.cloudfoundry.org/silk/authority"
 	"code.cloudfoundry.org/silk/fault"
+	"code.cloudfoundry.org/silk/internal/durable"
 	"github.com/spf13/cobra"
 )
 
@@ -79,35 +79,16 @@ func createBoth(key string, keyText []byte, cert string, certText []byte) error 
 	return nil
 }
 
-// create makes a file that is whole and on the disk once it has its name, and that must not be there: a temporary file is linked, which, other than a
-// rename, replaces nothing.
+// create makes a file that must not be there.
 func create(path string, b []byte, mode os.FileMode) error {
-	t, err := os.CreateTemp(filepath.Dir(path), ".tmp-") // 0600
-	if err != nil {
-		return fmt.Errorf("make %s: %w", path, err)
-	}
-	defer os.Remove(t.Name())
-	_, err = t.Write(b)
-	if err == nil {
-		err = t.Chmod(mode)
-	}
-	if err == nil {
-		err = t.Sync()
-	}
-	if err = errors.Join(err, t.Close()); err == nil {
-		err = os.Link(t.Name(), path)
-	}
+	err := durable.Create(path, mode, func(w io.Writer) error {
+		_, err := w.Write(b)
+		return err
+	})
 	if errors.Is(err, fs.ErrExist) {
 		return fault.Conflictf("%s is there already and is not overwritten", path)
 	}
-	if err != nil {
-		return fmt.Errorf("make %s: %w", path, err)
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return fmt.Errorf("make %s: %w", path, err)
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return err
 }
 
 // shownCertificate is what silk ca show tells of one certificate.

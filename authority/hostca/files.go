@@ -6,18 +6,19 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
 
 	"code.cloudfoundry.org/silk/authority"
+	"code.cloudfoundry.org/silk/internal/durable"
 )
 
 const (
 	stateFile = "intermediate.json"
 	aside     = ".broken" // ends the name of a state file that made no sense
-	tempFile  = ".tmp-"   // begins what a killed process was writing
 	maxState  = 1 << 20   // of a state file, in bytes
 )
 
@@ -54,10 +55,7 @@ func openFiles(dir string) (files, error) {
 		return f, fmt.Errorf("open state directory: %w", err)
 	}
 	for _, d := range []string{dir, roots} {
-		left, _ := filepath.Glob(filepath.Join(d, tempFile+"*")) // the pattern is good
-		for _, t := range left {
-			os.Remove(t) // where that fails nothing can be written either, which is told
-		}
+		durable.Sweep(d) // where that fails nothing can be written either, which is told
 	}
 	return f, nil
 }
@@ -136,8 +134,7 @@ func (f files) store(s saved) error {
 	return errors.Join(err, f.replace(stateFile, append(b, '\n'), 0o600))
 }
 
-// replace writes a temporary file, its content to the disk, the new name, the directory to the disk. The mode is the file's from the start. A file that
-// has the content already stays.
+// replace writes a file, in a directory that it makes again if it has gone. One that has the content already stays.
 func (f files) replace(name string, b []byte, mode os.FileMode) error {
 	path := f.path(name)
 	if st, err := os.Lstat(path); err == nil && st.Mode() == mode && st.Size() == int64(len(b)) {
@@ -145,39 +142,11 @@ func (f files) replace(name string, b []byte, mode os.FileMode) error {
 			return nil
 		}
 	}
-	t, err := os.CreateTemp(filepath.Dir(path), tempFile) // 0600
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
-			t, err = os.CreateTemp(filepath.Dir(path), tempFile)
-		}
-	}
-	if err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	_, err = t.Write(b)
-	if err == nil {
-		err = t.Chmod(mode)
-	}
-	if err == nil {
-		err = t.Sync()
-	}
-	if err = errors.Join(err, t.Close()); err == nil {
-		err = os.Rename(t.Name(), path)
-	}
-	if err != nil {
-		os.Remove(t.Name())
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
+	return durable.Replace(path, mode, func(w io.Writer) error {
+		_, err := w.Write(b)
 		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	})
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"code.cloudfoundry.org/silk/authority"
+	"code.cloudfoundry.org/silk/internal/durable"
 	"code.cloudfoundry.org/silk/registration"
 )
 
@@ -97,7 +98,7 @@ func TestWhatIsSavedIsRead(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	// What a killed process was writing goes, what stands stays as it is.
-	half := filepath.Join(f.dir, tempFile+"1")
+	half := filepath.Join(f.dir, durable.Temp+"1")
 	if err := os.WriteFile(half, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}

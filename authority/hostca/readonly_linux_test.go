@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"code.cloudfoundry.org/silk/authority/hostca"
+	"code.cloudfoundry.org/silk/internal/durable"
 	"code.cloudfoundry.org/silk/internal/testkit"
 	"golang.org/x/sys/unix"
 )
@@ -33,7 +34,7 @@ func TestADiskThatHasBecomeReadOnly(t *testing.T) {
 	stop()
 	c.CloseClientConnections()
 	c.Close()
-	if err := os.WriteFile(filepath.Join(dir, ".tmp-1"), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, durable.Temp+"1"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, d := range []string{dir, filepath.Join(dir, "roots")} {

@@ -3,6 +3,7 @@ package durable_test
 import (
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,6 +28,23 @@ func content(t *testing.T, path string) string {
 		t.Fatal(err)
 	}
 	return string(b)
+}
+
+func TestCreate(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f")
+	if err := durable.Create(path, 0o640, text("one")); err != nil {
+		t.Fatal(err)
+	}
+	if err := durable.Create(path, 0o600, text("two")); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a second time: %v, want that it is there", err)
+	}
+	if st, err := os.Stat(path); content(t, path) != "one" || err != nil || st.Mode().Perm() != 0o640 {
+		t.Errorf("%q, mode %v, %v, want what was made first", content(t, path), st.Mode(), err)
+	}
+	if list, _ := os.ReadDir(dir); len(list) != 1 {
+		t.Errorf("%v are in the directory, want one file", list)
+	}
 }
 
 func TestReplace(t *testing.T) {
