@@ -152,19 +152,7 @@ func (h *Host) dial(ctx context.Context, network, addr string) (c net.Conn, err 
 }
 
 // status returns a size from /proc/PID/status in MiB.
-func (h *Host) status(key string) (float64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", h.process.Pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) == 3 && f[0] == key+":" {
-			kib, err := strconv.ParseFloat(f[1], 64)
-			return kib / 1024, err
-		}
-	}
-	return 0, fmt.Errorf("no %s in /proc/PID/status", key)
-}
+func (h *Host) status(key string) (float64, error) { return bench.Memory(h.process.Pid, key) }
 
 // CPU returns the CPU time of the process so far in ms.
 func (h *Host) CPU() (float64, error) {

@@ -113,19 +113,7 @@ func (p *process) cpu() (float64, error) {
 }
 
 // memory returns a size from /proc/PID/status in MiB.
-func (p *process) memory(key string) (float64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) == 3 && f[0] == key+":" {
-			kib, err := strconv.ParseFloat(f[1], 64)
-			return kib / 1024, err
-		}
-	}
-	return 0, fmt.Errorf("no %s in /proc/PID/status", key)
-}
+func (p *process) memory(key string) (float64, error) { return bench.Memory(p.cmd.Process.Pid, key) }
 
 // unbound starts unbound with the better of the numbers of threads that make sense here.
 func (b *run) unbound(ctx context.Context) (*process, error) {

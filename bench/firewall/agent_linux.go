@@ -16,8 +16,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"code.cloudfoundry.org/silk/bench"
@@ -275,16 +273,4 @@ func inForce(ctx context.Context, store *policysql.Store, at revision.Revision) 
 }
 
 // status reads a size of the process, in MiB.
-func (p *agentProcess) status(what string) (float64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) == 3 && f[0] == what+":" {
-			kib, err := strconv.ParseFloat(f[1], 64)
-			return kib / 1024, err
-		}
-	}
-	return 0, fmt.Errorf("no %s of the agent", what)
-}
+func (p *agentProcess) status(key string) (float64, error) { return bench.Memory(p.pid, key) }

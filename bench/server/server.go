@@ -13,8 +13,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
+
+	"code.cloudfoundry.org/silk/bench"
 )
 
 // Process is a running server.
@@ -102,14 +102,6 @@ func (p *Process) Stop() error {
 
 // RSS returns the resident memory in KiB.
 func (p *Process) RSS() (float64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) == 3 && f[0] == "VmRSS:" {
-			return strconv.ParseFloat(f[1], 64)
-		}
-	}
-	return 0, fmt.Errorf("no VmRSS of %s", p.name)
+	mib, err := bench.Memory(p.cmd.Process.Pid, "VmRSS")
+	return mib * 1024, err
 }
