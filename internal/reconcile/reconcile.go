@@ -106,14 +106,7 @@ func (l *Loop) wait(ctx context.Context, pause time.Duration, succeeded bool) bo
 	if gap -= time.Since(ended); gap <= 0 {
 		return true
 	}
-	t := time.NewTimer(gap)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
+	return Sleep(ctx, gap)
 }
 
 func (l *Loop) note(start time.Time, err error) {

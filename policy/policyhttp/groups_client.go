@@ -16,6 +16,7 @@ import (
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/httpjson"
+	"code.cloudfoundry.org/silk/internal/reconcile"
 	"code.cloudfoundry.org/silk/revision"
 	"code.cloudfoundry.org/silk/secgroup"
 )
@@ -121,8 +122,8 @@ func (g *SecurityGroups) poll(ctx context.Context, s *server, a secgroup.Ask) (s
 			if due.After(end) {
 				due = end
 			}
-			if err := sleep(ctx, time.Until(due)); err != nil {
-				return secgroup.Update{}, err
+			if !reconcile.Sleep(ctx, time.Until(due)) {
+				return secgroup.Update{}, ctx.Err()
 			}
 			if last.next.After(time.Now()) || !g.isOld(s) {
 				return secgroup.Update{Revision: a.Since, Sum: a.Sum, Count: last.count}, nil
@@ -144,18 +145,6 @@ func (g *SecurityGroups) poll(ctx context.Context, s *server, a secgroup.Ask) (s
 			u.Full, u.Groups = false, nil
 			return u, nil
 		}
-	}
-}
-
-// sleep waits for d, or until ctx ends.
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }
 
