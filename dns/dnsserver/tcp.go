@@ -32,7 +32,7 @@ func (s *Server) serveTCP(ctx context.Context, l *net.TCPListener, wg *sync.Wait
 			pause(ctx, acceptWait) // the connection has gone, or there is no room for it: accept(2) lists what may be wrong with one
 			continue
 		}
-		from := addressFrom(c.RemoteAddr())
+		from := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr()
 		if !s.conns.take(from) {
 			s.counts.turned.Add(1)
 			c.Close()
@@ -121,7 +121,7 @@ func (t *stream) later(ctx context.Context, w *worker, wg *sync.WaitGroup) bool 
 	case <-ctx.Done():
 		return false
 	}
-	ok := t.s.onward.begin(ctx, wg, w.q, maxTCP, true, addressFrom(t.c.RemoteAddr()), func(resp []byte) {
+	ok := t.s.onward.begin(ctx, wg, w.q, maxTCP, true, t.c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(), func(resp []byte) {
 		t.write(resp)
 		<-t.slots
 	})
