@@ -167,9 +167,10 @@ func (c *Config) handshakeTimeout() time.Duration {
 
 func (c *Config) drain() time.Duration { return time.Duration(c.Drain) * time.Millisecond }
 
-// keepAlive asks a silent client a few times, and then gives it up.
+// keepAlive asks a silent client a few times, and then gives it up: after twice the time, or a minute more.
 func (c *Config) keepAlive() net.KeepAliveConfig {
-	return net.KeepAliveConfig{Enable: true, Idle: time.Duration(c.KeepAlive) * time.Second, Interval: 15 * time.Second, Count: 4}
+	idle := time.Duration(c.KeepAlive) * time.Second
+	return net.KeepAliveConfig{Enable: true, Idle: idle, Interval: min(max(idle/4, time.Second), 15*time.Second), Count: 4}
 }
 
 func (c *Config) debugAddress() string {

@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -221,6 +222,7 @@ func (c *conn) up() {
 		case err == nil:
 		case errors.Is(err, io.EOF):
 			c.app.CloseWrite() // a container that is gone is for down to notice
+			go c.attend()
 			return
 		case c.deaf.Load() && c.silent.Load(): // all that the container had to say was said
 			return
@@ -229,6 +231,17 @@ func (c *conn) up() {
 			return
 		}
 	}
+}
+
+// attend waits for the end of a connection whose client has said that no more will come. Nothing reads it any more, and the container may be silent for
+// ever: that the client went without a word, which keep-alives find out, only the socket itself tells. It returns when the connection is closed, which waits for it.
+func (c *conn) attend() {
+	c.wire.in.raw.Read(func(fd uintptr) bool {
+		// A read says after a FIN that this is the end, whatever has happened since.
+		code, err := syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_ERROR)
+		return err != nil || code != 0
+	})
+	c.abort()
 }
 
 // forward passes on what the client has sent: all there is, or a buffer full.
