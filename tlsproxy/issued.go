@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/identity"
+	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/reconcile"
 	"code.cloudfoundry.org/silk/internal/service"
 	"code.cloudfoundry.org/silk/registration"
@@ -28,6 +30,9 @@ const (
 	namesLimit = time.Second     // of one
 	leafLimit  = 5 * time.Second // of one leaf
 	reissueGap = 10 * time.Millisecond
+
+	lockFile    = "tls.lock"      // in the state directory
+	lockTimeout = 5 * time.Second // for the process before to let go of it
 )
 
 // issuance has certificates that this host issues, and issues them anew when half of their life is over or the container's names change.
@@ -58,7 +63,7 @@ type leaf struct {
 }
 
 // openIssued makes the host's own authority the source of certificates.
-func (p *proxy) openIssued() error {
+func (p *proxy) openIssued(ctx context.Context) error {
 	tc, err := service.Certificates{CA: p.cfg.CACertFile, Cert: p.cfg.ClientCertFile, Key: p.cfg.ClientKeyFile}.Client()
 	if err != nil {
 		return fmt.Errorf("create tls config: %w", err)
@@ -66,6 +71,9 @@ func (p *proxy) openIssued() error {
 	underlay, err := netip.ParseAddr(p.cfg.UnderlayIP)
 	if err != nil {
 		return fmt.Errorf("underlay_ip: %w", err)
+	}
+	if err := p.lockState(ctx); err != nil {
+		return err
 	}
 	issuer, err := hostca.Open(hostca.Config{
 		Dir: p.cfg.StateDir, Underlay: underlay, Client: authorityhttp.NewClient(p.cfg.ServerURL, tc, authorityhttp.ClientOptions{}), Log: p.log,
@@ -81,6 +89,20 @@ func (p *proxy) openIssued() error {
 	p.certificates = i
 	p.loops = append(p.loops, i.loop)
 	p.tasks = append(p.tasks, service.Task{Name: "host-ca", Run: issuer.Run}, service.Task{Name: "authority-watch", Run: i.watch}, service.Task{Name: "certificates", Run: i.loop.Run})
+	return nil
+}
+
+// lockState keeps a second silk-tls away from the state directory. On a disk that takes no lock file nothing can be written either.
+func (p *proxy) lockState(ctx context.Context) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	p.state, err = kernel.LockPath(ctx, filepath.Join(p.cfg.StateDir, lockFile))
+	if fault.Of(err) == fault.Unavailable {
+		return fmt.Errorf("open state directory: is another silk-tls running with it? %w", err)
+	}
+	if err != nil {
+		p.log.Warn("state directory cannot be locked: nothing keeps a second silk-tls away from it", "error", err)
+	}
 	return nil
 }
 

@@ -280,3 +280,26 @@ func TestWithoutAnAuthorityHandshakesAreRefused(t *testing.T) {
 		return ""
 	})
 }
+
+// TestOneProcessHasTheStateDirectory: a second one ends instead of replacing the intermediate of the first, and can begin when that has ended.
+func TestOneProcessHasTheStateDirectory(t *testing.T) {
+	w, c := newWorld(t), newCentre(t)
+	r := w.start(c.configure)
+	cfg := w.config()
+	c.configure(&cfg)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	second, err := open(ctx, cfg, w.ns, slog.New(slog.DiscardHandler))
+	if err == nil {
+		second.close()
+	}
+	if err == nil || !strings.Contains(err.Error(), "is another silk-tls running with it?") {
+		t.Errorf("a second process: %v", err)
+	}
+	r.stop()
+	third, err := open(t.Context(), cfg, w.ns, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	third.close()
+}

@@ -37,7 +37,7 @@ func Run(ctx context.Context, cfg Config, level *slog.LevelVar, log *slog.Logger
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50) // memory is for connections
 	}
-	p, err := open(cfg, nil, log)
+	p, err := open(ctx, cfg, nil, log)
 	if err != nil {
 		return err
 	}
@@ -54,6 +54,7 @@ type proxy struct {
 	tasks        []service.Task    // of the certificates
 	loops        []*reconcile.Loop // of the certificates, and follow
 	who          asker             // nil: groups are not looked at
+	state        *os.File          // the lock of the state directory; nil: there is none
 	files        int               // descriptors that there may be
 	said         complaints
 	follow       *reconcile.Loop
@@ -68,8 +69,8 @@ type proxy struct {
 	draining bool
 }
 
-// open makes ready what a configuration asks for.
-func open(cfg Config, ns *kernel.NS, log *slog.Logger) (*proxy, error) {
+// open makes ready what a configuration asks for. Run must follow, or close.
+func open(ctx context.Context, cfg Config, ns *kernel.NS, log *slog.Logger) (*proxy, error) {
 	dir, err := endpoint.Open(cfg.EndpointDir)
 	if err != nil {
 		return nil, err
@@ -81,9 +82,6 @@ func open(cfg Config, ns *kernel.NS, log *slog.Logger) (*proxy, error) {
 	}
 	p.follow = &reconcile.Loop{Name: "containers", Step: p.pass, Log: log, Resync: passResync, MinGap: passGap, Retry: passRetry}
 	p.loops = []*reconcile.Loop{p.follow}
-	if err := p.openCertificates(); err != nil {
-		return nil, err
-	}
 	if cfg.PolicyAgent != "" {
 		agent, err := cfg.agent()
 		if err != nil {
@@ -91,13 +89,24 @@ func open(cfg Config, ns *kernel.NS, log *slog.Logger) (*proxy, error) {
 		}
 		p.who = askAgent(agent.Port())
 	}
+	if err := p.openCertificates(ctx); err != nil {
+		p.close()
+		return nil, err
+	}
 	return p, nil
 }
 
+// close lets go of the state directory.
+func (p *proxy) close() {
+	if p.state != nil {
+		p.state.Close()
+	}
+}
+
 // openCertificates chooses where certificates come from.
-func (p *proxy) openCertificates() error {
+func (p *proxy) openCertificates(ctx context.Context) error {
 	if p.cfg.Certificates == FromAuthority {
-		return p.openIssued()
+		return p.openIssued(ctx)
 	}
 	d, err := newDirectory(&p.cfg, p.log)
 	if err != nil {
@@ -153,6 +162,7 @@ var debugLimits = service.Limits{Header: 5 * time.Second, Body: 15 * time.Second
 
 // run serves until ctx ends.
 func (p *proxy) run(ctx context.Context, level *slog.LevelVar) error {
+	defer p.close()
 	inside, err := net.Listen("tcp", p.cfg.debugAddress())
 	if err != nil {
 		return fmt.Errorf("debug server: %w", err)

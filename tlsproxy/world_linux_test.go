@@ -123,7 +123,7 @@ func (w *world) start(change ...func(*Config)) *running {
 		f(&c)
 	}
 	log := &logged{}
-	p, err := open(c, w.ns, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	p, err := open(w.t.Context(), c, w.ns, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -36,7 +36,8 @@ const (
 // Config is what an Issuer works with. All of it is required.
 type Config struct {
 	// Dir is the directory of what outlives a restart, made if missing. intermediate.json in it holds the key and is readable to its owner
-	// alone. roots/roots.pem is for containers: mount the directory roots into them, not the file, which is replaced when it changes.
+	// alone. roots/roots.pem is for containers: mount the directory roots into them, not the file, which is replaced when it changes. One Issuer has it at
+	// a time, which is for the caller to see to: another would remove what this one is writing, and replace its intermediate.
 	Dir string
 
 	Underlay netip.Addr // of the host
