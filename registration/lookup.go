@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"hash/maphash"
 	"net/netip"
+	"slices"
 	"strconv"
 )
 
@@ -34,6 +35,19 @@ func (t *Table) AppendRegistrations(dst []Registration, name []byte) ([]Registra
 	f := found{whole: true, list: dst}
 	st := t.look(name, &f)
 	return f.list, st
+}
+
+// Exact returns how many registrations the name itself has, instances of another one and wildcards left out, and the address of the first. The name is as
+// for AppendAddrs; the time does not depend on what it has.
+func (t *Table) Exact(name []byte) (registrations int, first netip.Addr) {
+	s := t.part(name)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	list := s.nodes[Name(name)].list
+	if len(list) > 0 {
+		first = list[0].of.addr()
+	}
+	return len(list), first
 }
 
 // Lookup returns the registrations of a name in the order in which their addresses came, and whether there are any. It is the name
@@ -173,6 +187,13 @@ func (t *Table) gather(name []byte, index int32, f *found) (has, there bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	n, there := s.nodes[Name(name)]
+	switch {
+	case index != anyInstance || f.none:
+	case f.whole:
+		f.list = slices.Grow(f.list, len(n.list))
+	default:
+		f.addrs = slices.Grow(f.addrs, len(n.list))
+	}
 	for i := range n.list {
 		e := &n.list[i]
 		if index != anyInstance && e.index != index {

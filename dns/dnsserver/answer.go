@@ -221,9 +221,8 @@ func (w *worker) own() {
 
 // exact reports whether the table has registrations of the name itself, not of one that stands for it.
 func (w *worker) exact(name []byte) bool {
-	var st registration.Standing
-	w.list, st = w.s.cfg.Table.AppendRegistrations(w.list[:0], name)
-	return st == registration.Present && string(w.list[0].Name) == string(name)
+	n, _ := w.s.cfg.Table.Exact(name)
+	return n > 0
 }
 
 // addresses answers with the addresses of one family, in an order of chance.
@@ -252,13 +251,17 @@ func (w *worker) services(f found) {
 		return
 	}
 	w.list, _ = w.s.cfg.Table.AppendRegistrations(w.list[:0], f.base)
+	of := make(map[int]int, len(w.list)) // registrations of each index
+	for i := range w.list {
+		of[w.list[i].Index]++
+	}
 	w.list = slices.DeleteFunc(w.list, func(r registration.Registration) bool {
 		return r.Port == 0 || f.kind == addressName && r.Address != f.only
 	})
 	shuffle(w.list)
 	w.places = w.places[:0]
 	for i := range w.list {
-		at, ok := w.r.srv(w.list[i].Port, w.target(&w.list[i], f.base), w.s.ttl)
+		at, ok := w.r.srv(w.list[i].Port, w.target(&w.list[i], f.base, of[w.list[i].Index] == 1), w.s.ttl)
 		if !ok {
 			w.r.set(flagTC)
 			return // without addresses: the client asks again by tcp
@@ -273,27 +276,23 @@ func (w *worker) services(f found) {
 }
 
 // target returns a name that stands for the registration's address and for no other: "<index>.NAME" if that does, else one made of the
-// address in front of base, the name that was found. Where there is neither it is base, with all its addresses.
-func (w *worker) target(r *registration.Registration, base []byte) registration.Name {
+// address in front of base, the name that was found. Where there is neither it is base, with all its addresses. alone: no other registration
+// of the name has its index. A name may have thousands: what takes longer for that is not done for each.
+func (w *worker) target(r *registration.Registration, base []byte, alone bool) registration.Name {
 	if r.Index >= 0 && r.Name[0] != '*' {
 		label := strconv.Itoa(r.Index) + "."
 		name := r.Name
 		if !strings.HasPrefix(string(name), label) { // emitters register "0.api" beside "api", with the same index
 			name = registration.Name(label) + name
 		}
-		if w.addrs, _ = w.s.cfg.Table.AppendAddrs(w.addrs[:0], []byte(name)); len(w.addrs) == 1 && w.addrs[0] == r.Address {
+		n, a := w.s.cfg.Table.Exact([]byte(name))
+		if n == 1 && a == r.Address || n == 0 && alone && len(name) <= registration.MaxName {
 			return name
 		}
 	}
 	name := registration.Name(addressLabel(r.Address) + "." + string(base))
-	if len(name) > registration.MaxName || w.isTaken(name) {
+	if len(name) > registration.MaxName || w.exact([]byte(name)) { // the latter is what the table itself has
 		return registration.Name(base)
 	}
 	return name
-}
-
-// isTaken reports whether the table itself has something of this name, so that it is not made of an address.
-func (w *worker) isTaken(name registration.Name) bool {
-	list, standing := w.s.cfg.Table.AppendRegistrations(nil, []byte(name))
-	return standing == registration.Present && list[0].Name == name
 }
