@@ -166,13 +166,13 @@ func (e *ear) trouble() error {
 
 // options says how connections are made.
 func (e *ear) options(ctx context.Context, closed func()) ([]nats.Option, error) {
+	var user *url.Userinfo
+	if e.cfg.User != "" || e.cfg.Password != "" {
+		user = url.UserPassword(e.cfg.User, e.cfg.Password)
+	}
 	var servers []string
 	for _, h := range e.cfg.Hosts {
-		u := url.URL{Scheme: "nats", Host: net.JoinHostPort(h.Hostname, strconv.Itoa(int(h.Port)))}
-		if e.cfg.User != "" || e.cfg.Password != "" {
-			u.User = url.UserPassword(e.cfg.User, e.cfg.Password)
-		}
-		servers = append(servers, u.String())
+		servers = append(servers, h.url(user))
 	}
 	list := []nats.Option{
 		func(o *nats.Options) error { o.Servers = servers; return nil },
@@ -196,6 +196,12 @@ func (e *ear) options(ctx context.Context, closed func()) ([]nats.Option, error)
 		list = append(list, nats.Secure(tc))
 	}
 	return list, nil
+}
+
+// url returns how the client of NATS wants a server to be named.
+func (h NATSHost) url(user *url.Userinfo) string {
+	u := url.URL{Scheme: "nats", User: user, Host: net.JoinHostPort(h.Hostname, strconv.Itoa(int(h.Port)))}
+	return u.String()
 }
 
 // dialer counts attempts, and gives up when its context ends.

@@ -3,9 +3,12 @@ package dns
 import (
 	"fmt"
 	"net/netip"
+	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
+	"code.cloudfoundry.org/silk/dns/dnsserver"
 	"code.cloudfoundry.org/silk/internal/config"
 	"code.cloudfoundry.org/silk/internal/service"
 	"code.cloudfoundry.org/silk/registration"
@@ -139,20 +142,20 @@ func (c *Config) validateNumbers(p *config.Problems) {
 func (c *Config) validateNames(p *config.Problems) {
 	for i, s := range c.Domains {
 		n, err := registration.ParseName(s)
+		if err == nil {
+			err = dnsserver.CheckDomain(n)
+		}
 		p.Check(fmt.Sprintf("domains[%d]", i), err)
-		if err == nil && strings.HasPrefix(string(n), "*") {
-			p.Addf(fmt.Sprintf("domains[%d]", i), "%q: expected a domain such as apps.internal", s)
+	}
+	here := addrPorts(c.ListenDNS)
+	for i, s := range c.ListenDNS {
+		if a, ok := validateAddrPort(p, "listen_dns", i, s); ok && a.Port() != 0 && slices.Contains(addrPorts(c.ListenDNS[:i]), a) {
+			p.Addf(fmt.Sprintf("listen_dns[%d]", i), "%v is there twice", a)
 		}
 	}
-	for _, l := range []struct {
-		key  string
-		list []string
-	}{{"listen_dns", c.ListenDNS}, {"forward", c.Forward}} {
-		for i, s := range l.list {
-			a, err := netip.ParseAddrPort(s)
-			if err != nil || l.key == "forward" && (a.Port() == 0 || a.Addr().IsUnspecified()) {
-				p.Addf(fmt.Sprintf("%s[%d]", l.key, i), "%.60q: expected an address and a port, such as 10.0.0.2:53", s)
-			}
+	for i, s := range c.Forward {
+		if a, ok := validateAddrPort(p, "forward", i, s); ok {
+			p.Check(fmt.Sprintf("forward[%d]", i), dnsserver.CheckForward(a, here))
 		}
 	}
 	p.Require("address_ranges", len(c.AddressRanges) > 0 || c.Form == Adapter, "networks such as 10.255.0.0/16")
@@ -165,10 +168,20 @@ func (c *Config) validateNames(p *config.Problems) {
 	}
 }
 
+// validateAddrPort reads an element of a list of addresses with ports.
+func validateAddrPort(p *config.Problems, key string, i int, s string) (netip.AddrPort, bool) {
+	a, err := netip.ParseAddrPort(s)
+	if err != nil {
+		p.Addf(fmt.Sprintf("%s[%d]", key, i), "%.60q: expected an address and a port, such as 10.0.0.2:53", s)
+	}
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()), err == nil
+}
+
 func (n *NATS) validate(p *config.Problems) {
 	for i, h := range n.Hosts {
 		path := fmt.Sprintf("nats.hosts[%d]", i)
-		p.Require(path+".hostname", h.Hostname != "" && !strings.ContainsAny(h.Hostname, "/@,? \t\r\n"), "a name or an address")
+		_, err := url.Parse(h.url(nil))
+		p.Require(path+".hostname", err == nil && h.Hostname != "" && !strings.ContainsAny(h.Hostname, "/@,? \t\r\n"), "a name or an address")
 		p.Require(path+".port", h.Port > 0, "a port such as 4222")
 	}
 	if n.User == "" && n.Password != "" {

@@ -112,10 +112,8 @@ func (c *Config) validate() error {
 		}
 	}
 	for _, d := range c.Domains {
-		if n, err := registration.ParseName(string(d)); err != nil || n != d || d[0] == '*' {
-			wrong("domain %.80q: expected a name in lower case without a final dot", d)
-		} else if len(d) > maxDomain {
-			wrong("domain %.80q has %d bytes: expected %d at most, which leaves room for hostmaster", d, len(d), maxDomain)
+		if err := CheckDomain(d); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	for _, p := range c.Reverse {
@@ -132,28 +130,40 @@ func (c *Config) validate() error {
 	if min(c.ForwardMax, c.Connections, c.PerSource) < 1 || min(c.ForwardTimeout, c.IdleTimeout, c.WriteTimeout) < time.Millisecond {
 		wrong("limits: expected each of them to be positive")
 	}
+	here := slices.Clip(c.Listen)
+	for _, s := range c.Sockets {
+		here = append(here, s.Address())
+	}
 	for _, f := range c.Forward {
-		if !f.IsValid() || f.Port() == 0 || f.Addr().IsUnspecified() || f.Addr().IsMulticast() {
-			wrong("resolver %v: expected the address and port of one", f)
-		} else if err := c.loop(f); err != nil {
+		if err := CheckForward(f, here); err != nil {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// loop tells whether a resolver is this server itself.
-func (c *Config) loop(f netip.AddrPort) error {
-	here := c.Listen
-	for _, s := range c.Sockets {
-		here = append(slices.Clip(here), s.Address())
+// CheckDomain says what is wrong with one of Config.Domains.
+func CheckDomain(d registration.Name) error {
+	if n, err := registration.ParseName(string(d)); err != nil || n != d || d[0] == '*' {
+		return fault.Invalidf("domain %.80q: expected a name such as apps.internal, in lower case, without a final dot", d)
+	}
+	if len(d) > maxDomain {
+		return fault.Invalidf("domain %.80q has %d bytes: expected %d at most, which leaves room for hostmaster", d, len(d), maxDomain)
+	}
+	return nil
+}
+
+// CheckForward says what is wrong with one of Config.Forward: it must be a resolver, and not this server, which listens at here.
+func CheckForward(f netip.AddrPort, here []netip.AddrPort) error {
+	if !f.IsValid() || f.Port() == 0 || f.Addr().IsUnspecified() || f.Addr().IsMulticast() {
+		return fault.Invalidf("resolver %v: expected the address and port of one, such as 10.0.0.2:53", f)
 	}
 	for _, a := range here {
 		if a.Port() != f.Port() {
 			continue
 		}
 		if a.Addr() == f.Addr().Unmap() || a.Addr().IsUnspecified() && ours(f.Addr().Unmap()) {
-			return fmt.Errorf("resolver %v: this server listens there itself", f)
+			return fault.Invalidf("resolver %v: this server listens there itself: expected another one, or none, which refuses other names", f)
 		}
 	}
 	return nil
