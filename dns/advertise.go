@@ -145,7 +145,7 @@ func (c *crier) takeBack() {
 	c.looked = true
 	past, err := c.past.advertised()
 	if err != nil {
-		c.log.Error("what was advertised before is not known: names of containers that went meanwhile grow stale", "error", err)
+		c.log.Error("what was advertised before is not all known: names of containers that went meanwhile may stay until they are stale", "known", len(past), "error", err)
 	}
 	c.noted = past
 	c.book.adopt(past)

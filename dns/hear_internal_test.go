@@ -246,7 +246,7 @@ func FuzzAdvertised(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		list, err := parseAdvertised(b)
+		list, err := readAdvertised(bytes.NewReader(b))
 		if err != nil && !errors.Is(err, fault.Invalid) {
 			t.Errorf("%v is no Invalid fault", err)
 		}

@@ -30,8 +30,8 @@ const (
 	brokenFile     = ".broken" // ends the name of what could not be read
 )
 
-// maxAdvertised bounds the file of what is advertised, in bytes.
-const maxAdvertised = 16 << 20
+// maxAdvertised is how much is read of the file of what is advertised, in bytes: 200,000 names of the longest kind, and more than a table takes of others.
+const maxAdvertised = 64 << 20
 
 // lockTimeout bounds the wait for the process before to let go of the directory.
 const lockTimeout = 5 * time.Second
@@ -140,7 +140,7 @@ type savedPair struct {
 	Address netip.Addr `json:"address"`
 }
 
-// advertised returns what was told of this host's containers last.
+// advertised returns what was told of this host's containers last. Of a file that is torn or too long it is what could be read, and an error as well.
 func (s *state) advertised() ([]pair, error) {
 	if s.dir == "" {
 		return nil, nil
@@ -154,31 +154,37 @@ func (s *state) advertised() ([]pair, error) {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxAdvertised))
-	if err != nil {
-		return nil, err
-	}
-	list, err := parseAdvertised(b)
+	list, err := readAdvertised(io.LimitReader(f, maxAdvertised))
 	if err != nil {
 		s.putAside(path)
 	}
 	return list, err
 }
 
-func parseAdvertised(b []byte) ([]pair, error) {
-	var saved []savedPair
-	if err := json.Unmarshal(b, &saved); err != nil {
-		return nil, fault.Invalidf("%s: %w", advertisedFile, err)
+// readAdvertised reads what saveAdvertised writes, up to where that makes no sense.
+func readAdvertised(r io.Reader) (list []pair, err error) {
+	in := json.NewDecoder(r)
+	if t, err := in.Token(); err != nil || t != json.Delim('[') {
+		return nil, fault.Invalidf("%s: expected a list of at most %d bytes: %v", advertisedFile, maxAdvertised, err)
 	}
-	var list []pair
-	for _, v := range saved {
+	for in.More() {
+		var v savedPair
+		if err := in.Decode(&v); err != nil {
+			return list, fault.Invalidf("%s: after %d names, at byte %d of at most %d: %w", advertisedFile, len(list), in.InputOffset(), maxAdvertised, err)
+		}
 		n, err := registration.ParseName(v.Name)
 		if err != nil || !v.Address.IsValid() {
-			return nil, fault.Invalidf("%s has %.80q at %v: expected a name and an address", advertisedFile, v.Name, v.Address)
+			return list, fault.Invalidf("%s has %.80q at %v: expected a name and an address", advertisedFile, v.Name, v.Address)
 		}
 		list = append(list, pair{n, v.Address.Unmap()})
 	}
-	return list, nil
+	_, err = in.Token()
+	if err == nil {
+		if _, err = in.Token(); err == io.EOF {
+			return list, nil
+		}
+	}
+	return list, fault.Invalidf("%s: after %d names, at byte %d of at most %d: expected the end: %v", advertisedFile, len(list), in.InputOffset(), maxAdvertised, err)
 }
 
 // saveAdvertised keeps what is told of this host's containers, if that is not on disk already.
