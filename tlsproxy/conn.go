@@ -3,6 +3,7 @@ package tlsproxy
 import (
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -39,6 +40,9 @@ type conn struct {
 	sides   atomic.Int32 // directions in which bytes may still come
 	deaf    atomic.Bool  // the container takes nothing more
 	silent  atomic.Bool  // the container sends nothing more
+
+	writing sync.Mutex // held while something is written to the container
+	cut     bool       // such a write took the word that the container had cut off what it sends
 
 	mu     sync.Mutex
 	broken bool
@@ -259,7 +263,11 @@ func (c *conn) forward() error {
 		return err
 	}
 	c.port.stats.received.Add(uint64(n))
-	if _, failed := c.app.Write(b[:n]); failed != nil {
+	c.writing.Lock()
+	_, failed := c.app.Write(b[:n])
+	c.cut = errors.Is(failed, syscall.ECONNRESET) // after its end it is EPIPE
+	c.writing.Unlock()
+	if failed != nil {
 		// What the container sent before is still on its way: the client is heard out, in vain.
 		c.deaf.Store(true)
 		if c.silent.Load() {
@@ -288,7 +296,7 @@ func (c *conn) down() {
 			return
 		}
 	}
-	if c.tls.CloseWrite() != nil || c.wire.CloseWrite() != nil {
+	if c.cutShort() || c.tls.CloseWrite() != nil || c.wire.CloseWrite() != nil {
 		c.abort()
 		return
 	}
@@ -296,4 +304,22 @@ func (c *conn) down() {
 	if c.deaf.Load() {
 		c.wire.SetReadDeadline(time.Now().Add(lingering))
 	}
+}
+
+// cutShort reports, when nothing more can be read from the container, whether that is a reset, of which a write was told first: the kernel says it once, and
+// after that that this is the end. Of a connection that a reset has closed no write is kept waiting.
+func (c *conn) cutShort() bool {
+	const closed = 7 // TCP_CLOSE of net/tcp_states.h
+	state := closed
+	c.fromApp.raw.Control(func(fd uintptr) {
+		if info, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_INFO); err == nil {
+			state = int(binary.NativeEndian.AppendUint32(nil, uint32(info))[0]) // the first byte of struct tcp_info
+		}
+	})
+	if state != closed {
+		return false
+	}
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	return c.cut
 }

@@ -301,22 +301,21 @@ func TestAnswerOfAContainerThatStopsListening(t *testing.T) {
 	for range 20 {
 		c, _ := web.mustSecure(api)
 		var sending sync.WaitGroup
+		var refused error
 		sending.Go(func() {
 			b := make([]byte, 10_000)
-			for range 100 {
-				if _, err := c.Write(b); err != nil {
-					return
-				}
+			for i := 0; i < 100 && refused == nil; i++ {
+				_, refused = c.Write(b)
 			}
 		})
 		// The kernel may itself have thrown away what the container said; what reached the proxy must reach the client.
 		n, err := io.Copy(io.Discard, c)
 		sent := r.port(api).stats.sent.Load()
-		if err == nil && n != 100_000 {
-			t.Errorf("read %d bytes and then a proper end, of %d", n, sent)
-		}
 		c.Close()
 		sending.Wait()
+		if err == nil && n != 100_000 && !errors.Is(refused, syscall.ECONNRESET) { // a reset is said once, and crypto/tls takes what follows for an end
+			t.Errorf("read %d bytes and then a proper end, of %d", n, sent)
+		}
 	}
 	testkit.Until(t, patience, "all are forgotten", func() bool { return r.count() == 0 })
 }
