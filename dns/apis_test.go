@@ -21,6 +21,7 @@ import (
 
 	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/internal/testkit/pki"
+	"code.cloudfoundry.org/silk/registration/registrationhttp"
 )
 
 // certs are what a controller and an adapter have.
@@ -192,6 +193,15 @@ func TestAdapterBeforeTheOwnTable(t *testing.T) {
 	var names struct{ Names map[string][]string }
 	if err := json.Unmarshal([]byte(body), &names); status != 200 || err != nil || fmt.Sprint(names.Names) != "map[10.255.1.1:[0.api.apps.internal api.apps.internal]]" {
 		t.Errorf("names: %d %s", status, body)
+	}
+	debug, err := netip.ParseAddrPort(p.Debug)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, at := registrationhttp.NewLocalNames(debug.Port(), soon), netip.MustParseAddr("10.255.1.1")
+	defer client.Close()
+	if names, _, err := client.Of(t.Context(), []netip.Addr{at}); err != nil || fmt.Sprint(names[at]) != "[0.api.apps.internal api.apps.internal]" {
+		t.Errorf("names at the local socket: %v, %v", names, err)
 	}
 	if status, body := get(t, http.DefaultClient, "http://"+p.Debug+"/health"); status != 200 || !strings.Contains(body, `"ready"`) {
 		t.Errorf("health: %d %s", status, body)

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"time"
 
+	"code.cloudfoundry.org/silk/internal/localsocket"
 	"code.cloudfoundry.org/silk/internal/metrics"
 	"code.cloudfoundry.org/silk/internal/service"
 	"code.cloudfoundry.org/silk/registration/registrationhttp"
@@ -96,6 +97,11 @@ func (p *program) serve(level *slog.LevelVar) ([]service.Task, error) {
 	tasks, err := l.done()
 	if err != nil {
 		return nil, err
+	}
+	if debug, err := netip.ParseAddrPort(at.Debug); err == nil {
+		// Programs of the host that have to know that it is silk-dns ask here: anybody can take a port while it is away.
+		h := registrationhttp.NamesHandler(p.book.table, p.book.Warm)
+		tasks = append(tasks, localsocket.Task("names", registrationhttp.NamesSocket(debug.Port()), h, p.log))
 	}
 	if p.server != nil {
 		tasks = append([]service.Task{{Name: "dns", Run: p.server.Run, Ready: p.server.Ready()}}, tasks...)

@@ -1,22 +1,19 @@
 package policyagent
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"math/bits"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"sync"
-	"time"
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/internal/httpjson"
 	"code.cloudfoundry.org/silk/internal/kernel"
-	"code.cloudfoundry.org/silk/internal/reconcile"
+	"code.cloudfoundry.org/silk/internal/localsocket"
 	"code.cloudfoundry.org/silk/internal/service"
 	"code.cloudfoundry.org/silk/policy"
 	"code.cloudfoundry.org/silk/policy/policyhttp"
@@ -44,31 +41,9 @@ func (a *agent) peerHandler() http.Handler {
 	return m
 }
 
-// peerRetry is between two attempts to listen at the local socket.
-const peerRetry = time.Second
-
-// peerTask serves the local socket, at which it listens at once. Nobody owns a name of that kind: whoever has it, an agent that is about to end or somebody
-// who has no business there, is waited for, and nothing else of the agent waits.
+// peerTask serves the local socket.
 func (a *agent) peerTask() service.Task {
-	at := policyhttp.PeerSocket(uint16(a.cfg.DebugPort))
-	l, err := net.Listen("unix", at)
-	if err != nil {
-		a.log.Error("programs of this host cannot ask for peers yet: clients that must prove to silk-tls who they are get nowhere", "error", err, "socket", at)
-	}
-	return service.Task{Name: "peer", Run: func(ctx context.Context) error {
-		for waited := false; ; waited = true {
-			if err == nil {
-				if waited {
-					a.log.Info("programs of this host can ask for peers now", "socket", at)
-				}
-				return service.HTTP("peer", l, nil, a.peerHandler(), service.DefaultLimits, a.log).Run(ctx)
-			}
-			if !reconcile.Sleep(ctx, peerRetry) {
-				return nil
-			}
-			l, err = net.Listen("unix", at)
-		}
-	}}
+	return localsocket.Task("peer", policyhttp.PeerSocket(uint16(a.cfg.DebugPort)), a.peerHandler(), a.log)
 }
 
 // servePeer answers GET /peer?source=IP:PORT&destination=IP:PORT&protocol=tcp, addresses and ports being those that the destination sees.

@@ -39,7 +39,7 @@ type Config struct {
 	ClientCertFile string `json:"client_cert_file"`        //
 	ClientKeyFile  string `json:"client_key_file"`         //
 	UnderlayIP     string `json:"underlay_ip"`             // of this host
-	NamesURL       string `json:"names_url"`               // of silk-dns on this host; "": the names of the endpoints' records alone
+	NamesURL       string `json:"names_url"`               // of the debug server of silk-dns on this host; "": the names of the endpoints' records alone
 	StateDir       string `json:"state_dir"`               // the intermediate and its key; roots.pem
 
 	PolicyAgent string `json:"policy_agent"` // address of its debug server, which knows the groups of clients; "": groups are not looked at
@@ -140,8 +140,8 @@ func (c *Config) validateAuthority(p *config.Problems) {
 	_, err = netip.ParseAddr(c.UnderlayIP)
 	p.Check("underlay_ip", err)
 	if c.NamesURL != "" {
-		u, err := url.Parse(c.NamesURL)
-		p.Require("names_url", err == nil && u.Scheme == "http" && u.Host != "", "a URL such as http://127.0.0.1:8056, or nothing")
+		_, err := c.namesPort()
+		p.Check("names_url", err)
 	}
 	if c.ClientCAFile != "" {
 		p.Addf("client_ca_file", "means nothing with certificates %q: clients are verified with the same authority", FromAuthority)
@@ -155,6 +155,16 @@ func (c *Config) agent() (netip.AddrPort, error) {
 		return netip.AddrPort{}, fmt.Errorf("%q: expected 127.0.0.1 and the port of the policy agent's debug server, such as 127.0.0.1:8721, or nothing", c.PolicyAgent)
 	}
 	return a, nil
+}
+
+// namesPort returns the port of silk-dns's debug server. What is asked there is at a local socket beside it (registrationhttp.NamesSocket).
+func (c *Config) namesPort() (uint16, error) {
+	rest, ok := strings.CutPrefix(strings.TrimSuffix(c.NamesURL, "/"), "http://127.0.0.1:")
+	port, err := strconv.ParseUint(rest, 10, 16)
+	if !ok || err != nil || port == 0 {
+		return 0, fmt.Errorf("%q: expected http://127.0.0.1 and the port of the debug server of this host's silk-dns, such as http://127.0.0.1:8056, or nothing", c.NamesURL)
+	}
+	return uint16(port), nil
 }
 
 func (c *Config) connectTimeout() time.Duration {

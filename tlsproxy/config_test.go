@@ -23,6 +23,12 @@ func TestConfigProblemsAreAllSaid(t *testing.T) {
 		`{"certificates":"authority","names_url":"x","state_dir":"","client_ca_file":"/x"}`: {
 			"connectivity_server_url:", "ca_cert_file:", "client_cert_file:", "client_key_file:", "underlay_ip:", "names_url:", "state_dir:", "client_ca_file:",
 		},
+		`{"certificates":"authority","names_url":"http://10.0.0.2:8056"}`:                             {"names_url: \"http://10.0.0.2:8056\": expected http://127.0.0.1"},
+		`{"certificates":"authority","names_url":"http://127.0.0.1:8056/v1/names"}`:                   {"names_url:"},
+		`{"certificates":"authority","names_url":"http://127.0.0.1"}`:                                 {"names_url:"},
+		`{"certificates":"authority","names_url":"http://127.0.0.1:0"}`:                               {"names_url:"},
+		`{"certificates":"authority","names_url":"https://127.0.0.1:8056"}`:                           {"names_url:"},
+		`{"certificates":"authority","names_url":"http://x@127.0.0.1:8056"}`:                          {"names_url:"},
 		`{"certificates":"directory","certificate_directory":"/a/{container}","certificat_file":"x"}`: {`did you mean "certificate_file"?`},
 	} {
 		c := DefaultConfig()

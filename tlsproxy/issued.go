@@ -83,7 +83,11 @@ func (p *proxy) openIssued(ctx context.Context) error {
 	}
 	i := &issuance{issuer: issuer, log: p.log, leaves: map[endpoint.Key]*leaf{}}
 	if p.cfg.NamesURL != "" {
-		i.names = registrationhttp.NewNames(p.cfg.NamesURL, namesLimit)
+		port, err := p.cfg.namesPort()
+		if err != nil {
+			return fmt.Errorf("names_url: %w", err)
+		}
+		i.names = registrationhttp.NewLocalNames(port, namesLimit)
 	}
 	i.loop = &reconcile.Loop{Name: "certificates", Step: i.pass, Log: p.log, Resync: namesEvery, MinGap: reissueGap}
 	p.certificates = i

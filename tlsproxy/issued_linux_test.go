@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http/httptest"
 	"net/netip"
 	"os"
@@ -31,6 +32,7 @@ type centre struct {
 	t          *testing.T
 	controller *httptest.Server
 	names      *httptest.Server
+	namesPort  int
 	table      *registration.Table
 	cert, key  string
 	ca         string
@@ -93,7 +95,13 @@ func newCentre(t *testing.T) *centre {
 	pool.AppendCertsFromPEM(b)
 	c.controller.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool}
 	c.controller.StartTLS()
-	c.names = httptest.NewServer(registrationhttp.NamesHandler(c.table, func() bool { return true }))
+	c.names = httptest.NewUnstartedServer(registrationhttp.NamesHandler(c.table, func() bool { return true }))
+	c.names.Listener.Close()
+	c.namesPort = freePort(t)
+	if c.names.Listener, err = net.Listen("unix", registrationhttp.NamesSocket(uint16(c.namesPort))); err != nil {
+		t.Fatal(err)
+	}
+	c.names.Start()
 	t.Cleanup(c.controller.Close)
 	t.Cleanup(c.names.Close)
 	return c
@@ -109,7 +117,7 @@ func (c *centre) setAway(away bool) {
 func (c *centre) configure(cfg *Config) {
 	cfg.Certificates, cfg.CertificateDirectory, cfg.ClientCAFile = FromAuthority, "", ""
 	cfg.ServerURL, cfg.CACertFile, cfg.ClientCertFile, cfg.ClientKeyFile = c.controller.URL, c.ca, c.cert, c.key
-	cfg.UnderlayIP, cfg.NamesURL, cfg.StateDir = underlay.String(), c.names.URL, c.state
+	cfg.UnderlayIP, cfg.NamesURL, cfg.StateDir = underlay.String(), fmt.Sprintf("http://127.0.0.1:%d", c.namesPort), c.state
 }
 
 // called makes silk-dns know a container by a name, or not any more.

@@ -2,20 +2,16 @@ package policyhttp
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
-	"os"
-	"strconv"
-	"syscall"
 	"time"
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/internal/httpjson"
+	"code.cloudfoundry.org/silk/internal/localsocket"
 	"code.cloudfoundry.org/silk/policy"
 )
 
@@ -28,9 +24,8 @@ type Peer struct {
 // PathPeer is where the debug server of a policy agent tells, and who listens at PeerSocket.
 const PathPeer = "/peer"
 
-// PeerSocket returns the address of the local socket, as package net has it, at which the agent whose debug server has the port tells about peers. It is an
-// abstract one: like the port it belongs to a network namespace, and is gone with its process.
-func PeerSocket(port uint16) string { return "@silk/peer/127.0.0.1:" + strconv.Itoa(int(port)) }
+// PeerSocket returns the address of the local socket, as package net has it, at which the agent whose debug server has the port tells about peers.
+func PeerSocket(port uint16) string { return localsocket.Name("peer", port) }
 
 // PeerClient asks the policy agent of this host, at its PeerSocket. Anybody can listen at a port or a socket while the agent does not; only an agent of this
 // process's own user or root is believed. It is safe for concurrent use.
@@ -42,41 +37,10 @@ const peerConns = 16
 // NewPeerClient returns a client of the agent whose debug server has the port. A question that takes longer than timeout is given up.
 func NewPeerClient(port uint16, timeout time.Duration) *PeerClient {
 	t := &http.Transport{MaxIdleConns: peerConns, MaxIdleConnsPerHost: peerConns, MaxConnsPerHost: peerConns, IdleConnTimeout: time.Minute}
-	t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return dialPeer(ctx, PeerSocket(port)) }
+	t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return localsocket.Dial(ctx, PeerSocket(port))
+	}
 	return &PeerClient{httpjson.Client{Base: "http://agent", Limit: 64 << 10, HTTP: &http.Client{Timeout: timeout, Transport: t}}}
-}
-
-func dialPeer(ctx context.Context, socket string) (net.Conn, error) {
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", socket)
-	if err != nil {
-		return nil, err
-	}
-	user, err := userOf(c.(*net.UnixConn))
-	if own := os.Geteuid(); err == nil && user != own && user != 0 {
-		err = fmt.Errorf("user %d listens at %s: expected user %d or root", user, socket, own)
-	}
-	if err != nil {
-		c.Close()
-		return nil, err
-	}
-	return c, nil
-}
-
-// userOf returns who listened for the connection.
-func userOf(c *net.UnixConn) (int, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var peer *syscall.Ucred
-	var failed error
-	if err := raw.Control(func(fd uintptr) {
-		peer, failed = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
-	}); err != nil || failed != nil {
-		return 0, errors.Join(err, failed)
-	}
-	return int(peer.Uid), nil
 }
 
 // Peer returns who began the connection from source to destination, as its destination sees both; a container that accepted it may ask at
