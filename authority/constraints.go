@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/registration"
@@ -82,10 +83,12 @@ func (c Constraints) covers(a netip.Addr) bool {
 	return a.Zone() == "" && slices.ContainsFunc(c.Subnets, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// permits reports whether a name is permitted; a wildcard is if the name behind it is.
+// permits reports whether a name is permitted; a wildcard is if the name behind it is, and no domain itself: a certificate for that would be for all
+// names of the domain's containers, and is had by one registration.
 func (c Constraints) permits(n registration.Name) bool {
-	if len(n) > 2 && n[0] == '*' {
-		n = n[2:]
+	behind, wildcard := strings.CutPrefix(string(n), "*.")
+	if wildcard && slices.Contains(c.Domains, registration.Name(behind)) {
+		return false
 	}
-	return slices.ContainsFunc(c.Domains, n.Below)
+	return slices.ContainsFunc(c.Domains, registration.Name(behind).Below)
 }
