@@ -30,7 +30,7 @@ func (c *call) group() (string, error) {
 		group = named
 	case c.cfg.PolicyGroup != "":
 		var err error
-		if group, err = c.expand("policy_group", c.cfg.PolicyGroup); err != nil {
+		if group, err = c.expand("policy_group", c.cfg.PolicyGroup, nil); err != nil {
 			return "", badGroup(err)
 		}
 	}
@@ -44,8 +44,8 @@ func badGroup(err error) error {
 	return &failure{code: codeConfig, msg: "invalid policy group", err: err}
 }
 
-// expand replaces the variables of a template, the value of key.
-func (c *call) expand(key, template string) (string, error) {
+// expand replaces the variables of a template, the value of key. judge may refuse what the runtime passed on; nil does not.
+func (c *call) expand(key, template string, judge func(value string) error) (string, error) {
 	var out strings.Builder
 	var args map[string]string
 	for rest := template; ; {
@@ -68,6 +68,11 @@ func (c *call) expand(key, template string) (string, error) {
 				}
 			}
 			value = args[k]
+			if judge != nil {
+				if err := judge(value); err != nil {
+					return "", fmt.Errorf("%s %q: %s: %w", key, template, name, err)
+				}
+			}
 		} else if k, ok := strings.CutPrefix(name, "config."); ok {
 			var err error
 			if value, err = c.member(k); err != nil {

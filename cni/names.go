@@ -148,6 +148,16 @@ func fullName(s, domain, template string) (string, error) {
 	return string(n), err
 }
 
+// partOf judges the value of a variable of a template. Where that is made of several parts, a value with a dot would move them: with "${args.GROUP}.${args.JOB}"
+// who calls his job a.web would be below web, which is another's.
+func partOf(template, value string) error {
+	alone := strings.HasPrefix(template, "${") && strings.IndexByte(template, '}') == len(template)-1
+	if !alone && strings.Contains(value, ".") {
+		return fmt.Errorf("is %.80q: expected no dot, since it is not the whole of the name", value)
+	}
+	return nil
+}
+
 // readTLS fills in what is not there.
 func readTLS(v []byte, bad func(key, format string, args ...any)) []endpoint.TLSListener {
 	var list []json.RawMessage
@@ -278,7 +288,7 @@ func (c *call) advertisement(group string) (*endpoint.Advertisement, error) {
 	}
 	for i, template := range a.Names {
 		key := fmt.Sprintf("advertise.names[%d]", i)
-		name, err := c.expand(key, template)
+		name, err := c.expand(key, template, func(value string) error { return partOf(template, value) })
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -311,7 +321,7 @@ func (c *call) index(v json.RawMessage) (*int, error) {
 			return nil, fmt.Errorf("advertise.index: is %.80s: expected a number, or a template such as ${args.NOMAD_ALLOC_INDEX}", v)
 		}
 	}
-	value, err := c.expand("advertise.index", value)
+	value, err := c.expand("advertise.index", value, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -26,7 +26,7 @@ func TestNamesAreRecorded(t *testing.T) {
 		{advertise: `{"group":true}`, names: &endpoint.Advertisement{Names: []string{"team-a.apps.internal"}}},
 		{advertise: `{"names":["${args.NOMAD_JOB}","${config.name}.x","${args.NOMAD_JOB}"],"group":true,"port":8080,"index":"${args.I}"}`, args: "NOMAD_JOB=Api;I=3",
 			names: &endpoint.Advertisement{Names: []string{"api.apps.internal", "silk.x.apps.internal", "team-a.apps.internal"}, Port: 8080, Index: &three}},
-		{advertise: `{"domain":"Silk.","names":["*.${args.A}","full.example."],"index":3}`, args: "A=b.c", names: &endpoint.Advertisement{Names: []string{"*.b.c.silk", "full.example"}, Index: &three}},
+		{advertise: `{"domain":"Silk.","names":["*.${args.A}","${args.B}","full.example."],"index":3}`, args: "A=b;B=b.c", names: &endpoint.Advertisement{Names: []string{"*.b.silk", "b.c.silk", "full.example"}, Index: &three}},
 		{advertise: "{\"names\":[\"\\u0061\"]}", names: &endpoint.Advertisement{Names: []string{"a.apps.internal"}}},
 		{tls: `[{}]`, ports: []endpoint.TLSListener{{Listen: 61443, Forward: 8080}}},
 		{tls: `[{"listen":443},{"forward":9000,"alpn":["h2","http/1.1"],"client_auth":true}]`,
@@ -100,6 +100,8 @@ func TestBadNames(t *testing.T) {
 		{advertise: `{"names":["${args.A}","${args.B}","${c}","${"]}`, args: "A=" + long, want: []string{"advertise.names[0]: name", "letters, digits", `advertise.names[1] "${args.B}": args.B is not there`, `unknown variable "c"`, "${ without }"}},
 		{advertise: `{"names":["${args.A}"]}`, args: "A=*", want: []string{"advertise.names[0]: name \"*\": a wildcard is not to come from a variable"}},
 		{advertise: `{"names":["${args.A}"]}`, args: "A=bank.example.", want: []string{"advertise.names[0]: name \"bank.example..apps.internal\": part"}},
+		{advertise: `{"names":["${args.A}.${args.B}","*.${args.B}","x-${args.B}"]}`, args: "A=a;B=a.web", want: []string{
+			`advertise.names[0] "${args.A}.${args.B}": args.B: is "a.web": expected no dot`, `advertise.names[1] "*.${args.B}": args.B`, `advertise.names[2] "x-${args.B}": args.B`}},
 		{advertise: `{"group":true}`, args: "", want: []string{`advertise.group: the policy group is to be a name: name "a/b.apps.internal": part "a/b"`}},
 		{advertise: `{"names":["a"],"index":"${args.I}"}`, args: "I=-1", want: []string{`advertise.index: is "-1": expected 0 to 2147483647`}},
 		{advertise: `{"names":["a"],"index":[]}`, want: []string{"advertise.index: is []: expected a number, or a template"}},
