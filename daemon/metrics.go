@@ -2,21 +2,14 @@ package daemon
 
 import (
 	"net/http"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"code.cloudfoundry.org/silk/internal/metrics"
 )
 
-// metrics returns the handler of /metrics. Nothing is counted twice: values are read when somebody asks.
-func (d *daemon) metrics() http.Handler {
-	r := prometheus.NewRegistry()
-	r.MustRegister(collector{d}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorLog: nil, MaxRequestsInFlight: 4, Timeout: 10 * time.Second})
-}
+// metrics returns the handler of /metrics.
+func (d *daemon) metrics() http.Handler { return metrics.Handler(metrics.Reader(d.collect)) }
 
 const prefix = "silk_daemon_"
 
@@ -47,20 +40,12 @@ var (
 	descTrackable  = desc("conntrack_entries_max", "Size of the connection table.")
 )
 
-// collector reads the daemon when it is asked.
-type collector struct{ d *daemon }
-
-// Describe implements prometheus.Collector: the metrics depend on the state, so none are promised.
-func (c collector) Describe(chan<- *prometheus.Desc) {}
-
-// Collect implements prometheus.Collector.
-func (c collector) Collect(out chan<- prometheus.Metric) {
-	d := c.d
+// collect reads the figures.
+func (d *daemon) collect(to metrics.Scrape) {
 	status := d.view().network.Status
 	d.mu.Lock()
 	p, s, held := d.now, d.standing, d.peers.Held()
 	d.mu.Unlock()
-	to := metrics.Scrape(out)
 	for _, st := range []Status{StatusReady, StatusDegraded, StatusStarting, StatusFenced} {
 		to.Flag(descState, st == status, string(st))
 	}

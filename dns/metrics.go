@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"code.cloudfoundry.org/silk/internal/httpjson"
 	"code.cloudfoundry.org/silk/internal/metrics"
@@ -53,15 +51,14 @@ type show struct {
 // handler serves the debug listener.
 func (s *show) handler(level *slog.LevelVar) *http.ServeMux {
 	m := service.Debug(level)
-	r := prometheus.NewRegistry()
-	r.MustRegister(s, s.requests, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	all := []prometheus.Collector{metrics.Reader(s.collect), s.requests}
 	if s.p != nil {
 		m.Handle(registrationhttp.PathNames, registrationhttp.NamesHandler(s.p.book.table, s.p.book.Warm))
 		if s.p.server != nil {
-			r.MustRegister(s.p.server)
+			all = append(all, s.p.server)
 		}
 	}
-	m.Handle("/metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second}))
+	m.Handle("/metrics", metrics.Handler(all...))
 	m.HandleFunc("/health", func(w http.ResponseWriter, _ *http.Request) { httpjson.Write(w, http.StatusOK, s.health()) })
 	return m
 }
@@ -105,12 +102,8 @@ func (s *show) health() Health {
 	return h
 }
 
-// Describe implements prometheus.Collector: the metrics depend on the form, so none are promised.
-func (s *show) Describe(chan<- *prometheus.Desc) {}
-
-// Collect implements prometheus.Collector.
-func (s *show) Collect(out chan<- prometheus.Metric) {
-	to := metrics.Scrape(out)
+// collect reads the figures.
+func (s *show) collect(to metrics.Scrape) {
 	to.Flag(descHealthy, len(s.health().Reasons) == 0)
 	if s.p == nil {
 		return

@@ -6,19 +6,13 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"code.cloudfoundry.org/silk/flow"
 	"code.cloudfoundry.org/silk/internal/metrics"
 )
 
-// metrics returns the handler of /metrics. Nothing is counted twice: values are read when somebody asks.
-func (a *agent) metrics() http.Handler {
-	r := prometheus.NewRegistry()
-	r.MustRegister(collector{a}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second})
-}
+// metrics returns the handler of /metrics.
+func (a *agent) metrics() http.Handler { return metrics.Handler(metrics.Reader(a.collect)) }
 
 const prefix = "silk_policy_agent_"
 
@@ -55,17 +49,9 @@ var (
 	descSkipped    = desc("skipped", "Records, policies and groups that cannot be enforced and are refused.")
 )
 
-// collector reads the agent when it is asked.
-type collector struct{ a *agent }
-
-// Describe implements prometheus.Collector: the metrics depend on the state, so none are promised.
-func (c collector) Describe(chan<- *prometheus.Desc) {}
-
-// Collect implements prometheus.Collector.
-func (c collector) Collect(out chan<- prometheus.Metric) {
-	a := c.a
+// collect reads the figures.
+func (a *agent) collect(to metrics.Scrape) {
 	h, _, _ := a.health()
-	to := metrics.Scrape(out)
 	for _, s := range []string{"ready", "degraded", "starting"} {
 		to.Flag(descState, s == h.Status, s)
 	}
@@ -93,7 +79,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	to.Gauge(descContainers, float64(len(p.hosted.containers)-len(p.enforced)), "refused")
 	to.Gauge(descContainers, float64(p.hosted.strangers), "unknown")
 	to.Gauge(descSkipped, float64(len(p.problems)))
-	a.latency.Collect(out)
+	a.latency.Collect(to)
 	a.collectFlows(to)
 
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)

@@ -5,8 +5,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"code.cloudfoundry.org/silk/internal/metrics"
 )
@@ -35,23 +33,11 @@ var (
 	descTroubled   = desc("certificates_not_renewed", "Containers that show an earlier certificate, because the present one cannot be used.")
 )
 
-// metrics returns the handler of /metrics. Nothing is counted twice: values are read when somebody asks.
-func (p *proxy) metrics() http.Handler {
-	r := prometheus.NewRegistry()
-	r.MustRegister(collector{p}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second})
-}
+// metrics returns the handler of /metrics.
+func (p *proxy) metrics() http.Handler { return metrics.Handler(metrics.Reader(p.collect)) }
 
-// collector reads the program when it is asked.
-type collector struct{ p *proxy }
-
-// Describe implements prometheus.Collector: the metrics depend on the state, so none are promised.
-func (c collector) Describe(chan<- *prometheus.Desc) {}
-
-// Collect implements prometheus.Collector.
-func (c collector) Collect(out chan<- prometheus.Metric) {
-	p := c.p
-	to := metrics.Scrape(out)
+// collect reads the figures.
+func (p *proxy) collect(to metrics.Scrape) {
 	descLoops.Collect(to, p.loops...)
 	var sum figures
 	states := map[string]int{stateListening: 0, stateTaken: 0, stateFailed: 0}

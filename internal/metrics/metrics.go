@@ -3,17 +3,38 @@
 package metrics
 
 import (
+	"net/http"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"code.cloudfoundry.org/silk/internal/reconcile"
 )
 
 // Scrape receives the figures that a collector reads when somebody asks for them.
 type Scrape chan<- prometheus.Metric
+
+// Reader is a prometheus.Collector that reads its figures when somebody asks: nothing is counted twice. Which there are depends on the program's state, so none are
+// promised.
+type Reader func(Scrape)
+
+// Describe implements prometheus.Collector.
+func (Reader) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (r Reader) Collect(out chan<- prometheus.Metric) { r(out) }
+
+// Handler returns the handler of /metrics, with those of the process and of the language's runtime besides.
+func Handler(all ...prometheus.Collector) http.Handler {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	r.MustRegister(all...)
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second})
+}
 
 // Gauge adds a figure that can fall.
 func (s Scrape) Gauge(d *prometheus.Desc, v float64, labels ...string) {
