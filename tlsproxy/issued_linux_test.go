@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -310,4 +311,11 @@ func TestOneProcessHasTheStateDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	third.close()
+	// What cannot be locked is no reason to leave containers without TLS.
+	if err := errors.Join(os.Remove(filepath.Join(c.state, lockFile)), os.Mkdir(filepath.Join(c.state, lockFile), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if r := w.start(c.configure); !hasText(r.log.String(), "state directory cannot be locked") {
+		t.Errorf("nothing is said of it: %s", r.log)
+	}
 }
