@@ -171,15 +171,18 @@ func tuneHost(s *kernel.Sysctls, subnet netip.Prefix) error {
 }
 
 // initialNamespace reports whether this process seems to live in the machine's own network namespace: that of process 1, and
-// the table can be written (the kernel shows it read-only in others).
+// the table can be written (the kernel shows it read-only in others, which has to do where a unit leaves no capability to look at process 1).
 func initialNamespace() bool {
 	own, err := os.Readlink("/proc/self/ns/net")
 	if err != nil {
 		return false
 	}
 	first, err := os.Readlink("/proc/1/ns/net")
-	st, serr := os.Stat("/proc/sys/net/netfilter/nf_conntrack_max")
-	return err == nil && own == first && serr == nil && st.Mode().Perm()&0o200 != 0
+	if err != nil && !errors.Is(err, fs.ErrPermission) || err == nil && own != first {
+		return false
+	}
+	st, err := os.Stat("/proc/sys/net/netfilter/nf_conntrack_max")
+	return err == nil && st.Mode().Perm()&0o200 != 0
 }
 
 // memoryBytes returns the machine's memory.

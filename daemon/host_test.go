@@ -3,9 +3,11 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -16,6 +18,7 @@ import (
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/durable"
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/lease"
 	"github.com/google/go-cmp/cmp"
 )
@@ -251,4 +254,41 @@ func FuzzStateLease(f *testing.F) {
 			t.Errorf("%q gave %v", b, got)
 		}
 	})
+}
+
+// TestInitialNamespaceUnderTheUnit: process 1 may do more than a daemon with its unit's capabilities, or with fewer, so that only one that may trace it sees its
+// namespace.
+func TestInitialNamespaceUnderTheUnit(t *testing.T) {
+	const key = "SILK_TEST_INITIAL_NAMESPACE"
+	if want, ok := os.LookupEnv(key); ok {
+		if got := initialNamespace(); fmt.Sprint(got) != want {
+			t.Errorf("initialNamespace() = %v, want %s", got, want)
+		}
+		return
+	}
+	outside := fmt.Sprintf("/proc/%d/ns/net", os.Getppid()) // where these tests were started: usually the machine's own
+	mode, err := exec.Command("nsenter", "--net="+outside, "stat", "-c", "%A", "/proc/sys/net/netfilter/nf_conntrack_max").Output()
+	if err != nil {
+		testkit.Require(t, "conntrack", fmt.Errorf("not run by root, or without connection tracking: %w", err))
+	}
+	want := fmt.Sprint(strings.Contains(string(mode), "w"))
+	b, err := os.ReadFile("../packaging/systemd/silk-daemon.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, caps, _ := strings.Cut(string(b), "\nCapabilityBoundingSet=")
+	caps, _, _ = strings.Cut(caps, "\n")
+	unit := "-all,+" + strings.ReplaceAll(strings.ToLower(strings.ReplaceAll(caps, "CAP_", "")), " ", ",+")
+	for _, c := range []struct{ where, bound, want string }{
+		{outside, unit, want},
+		{outside, unit + ",-sys_ptrace", want},
+		{"/proc/self/ns/net", unit, "false"},
+		{"/proc/self/ns/net", unit + ",-sys_ptrace", "false"},
+	} {
+		cmd := exec.Command("nsenter", "--net="+c.where, "--", "setpriv", "--bounding-set="+c.bound, os.Args[0], "-test.run=^"+t.Name()+"$")
+		cmd.Env = append(os.Environ(), key+"="+c.want)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("in %s with %s: %v\n%s", c.where, c.bound, err, out)
+		}
+	}
 }
