@@ -55,3 +55,27 @@ func TestPackagedFilesNameOurDevices(t *testing.T) {
 		}
 	}
 }
+
+// TestDevicesWithUnits: systemd makes a unit of the VTEP, which silk-dns-resolved.service is bound to, and none of any container's devices.
+func TestDevicesWithUnits(t *testing.T) {
+	rules, err := os.ReadFile("../packaging/udev/99-zz-silk.rules")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := netip.MustParseAddr("10.255.30.2")
+	for name, want := range map[string]bool{DefaultConfig().VTEPName: true, endpoint.Device(a): false, endpoint.Limiter(a): false} {
+		unit := true
+		for line := range strings.Lines(string(rules)) {
+			_, patterns, _ := strings.Cut(line, `KERNEL=="`)
+			patterns, _, _ = strings.Cut(patterns, `"`)
+			for p := range strings.SplitSeq(patterns, "|") {
+				if ok, err := path.Match(p, name); ok && err == nil && strings.Contains(line, `TAG-="systemd"`) {
+					unit = false
+				}
+			}
+		}
+		if unit != want {
+			t.Errorf("%s has a device unit: %v, want %v", name, unit, want)
+		}
+	}
+}
