@@ -98,7 +98,7 @@ func TestRoutedDomainOfResolved(t *testing.T) {
 	r, _ := h.attach("one", endpoint.Advertisement{Names: []string{"api.apps.internal"}})
 	h.run("ip link add eth0 type veth peer name eth0 netns " + fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), beyond.FD()))
 	host{t, beyond, nil}.run("ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up")
-	h.run("ip addr add 10.9.0.1/24 dev eth0; ip link set eth0 up; ip link add silk-vtep type vxlan id 1 dstport 4789 dev eth0; ip addr add 10.255.30.0/32 dev silk-vtep; ip link set silk-vtep up")
+	h.run("ip addr add 10.9.0.1/24 dev eth0; ip link set eth0 up; ip link add silk-vtep type vxlan id 1 dstport 4789 dev eth0; ip addr add 10.255.30.0/16 dev silk-vtep scope link; ip link set silk-vtep up")
 	asked := upstream(t, beyond, "10.9.0.2:53")
 	h.launch(settings(t, object{"endpoint_dir": h.dir.Path(), "listen_dns": []string{"169.254.0.2:53", "127.0.0.2:53"}}))
 
