@@ -14,7 +14,7 @@ import (
 const (
 	held    = 10_000 // connections
 	clients = 4      // containers that they come from
-	callers = 8      // that make them at a time
+	callers = 32     // that make them at a time
 )
 
 // metric returns a value that silk-tls shows.

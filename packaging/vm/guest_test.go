@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	patience = 2 * time.Minute // an emulated machine is slow
+	patience = 4 * time.Minute // an emulated machine is slow
 	underlay = "10.0.16.5"     // which packaging/vm/run gives the machine
 )
 
@@ -56,7 +56,9 @@ func TestMachine(t *testing.T) {
 		{"UnitsStart", unitsStart}, {"ConnectionTableIsSized", connectionTableIsSized}, {"TenThousandConnections", tenThousandConnections},
 		{"HostFindsNames", hostFindsNames}, {"UnitsComeBack", unitsComeBack}, {"UnitsStop", unitsStop},
 	} {
-		t.Run(f.name, f.do)
+		if !t.Run(f.name, f.do) {
+			t.Logf("the journal's last lines:\n%s", run(t, "journalctl -b -o short-precise --no-pager -n 80"))
+		}
 	}
 }
 

@@ -47,7 +47,11 @@ func configure(t *testing.T) {
 	write(t, "/etc/silk/tokens.json", map[string]any{"tokens": []any{map[string]any{"name": "vm", "admin": true, "sha256": fmt.Sprintf("%x", sha256.Sum256([]byte("secret")))}}})
 	write(t, "/etc/silk/policy-agent.json", of(client, map[string]any{"underlay_ips": []string{underlay}, "policy_server_url": "https://" + underlay + ":4003", "dns_servers": []string{"169.254.0.2"}}))
 	write(t, "/etc/silk/dns.json", map[string]any{"domains": []string{"apps.internal"}, "endpoint_dir": "/run/silk/endpoints", "listen_dns": []string{"169.254.0.2:53", "127.0.0.2:53"}})
-	write(t, "/etc/silk/tls.json", of(client, map[string]any{"certificates": "authority", "underlay_ip": underlay, "connectivity_server_url": controller}))
+	proxy := of(client, map[string]any{"certificates": "authority", "underlay_ip": underlay, "connectivity_server_url": controller})
+	if os.Getenv("SILK_VM") == "tcg" { // which may stand still for longer than a client or an application may
+		proxy["connect_timeout_milliseconds"], proxy["handshake_timeout_seconds"] = 20_000, 120
+	}
+	write(t, "/etc/silk/tls.json", proxy)
 }
 
 // unitsStart: every unit comes up, and systemd has nothing to say of any.
