@@ -90,11 +90,17 @@ func (p *proxy) read() error {
 	for _, d := range devices {
 		there[d.Device] = true
 	}
+	// A disk that fails for a moment is no reason to end a container's connections.
+	for _, r := range p.seen.records {
+		if slices.ContainsFunc(bad, func(b endpoint.Bad) bool { return b.Key == r.Key && slices.Contains(b.Addresses, r.Address()) }) {
+			records = append(records, r)
+		}
+	}
 	records = slices.DeleteFunc(records, func(r endpoint.Record) bool { return len(r.TLS) == 0 || !there[r.Device] })
 	p.mu.Lock()
 	if p.bad != len(bad) {
 		for _, b := range bad {
-			p.log.Warn("record of an endpoint cannot be read", "file", b.File, "error", b.Err)
+			p.log.Warn("record of an endpoint cannot be read: ports that it wanted before stay", "file", b.File, "error", b.Err)
 		}
 	}
 	p.bad = len(bad)
