@@ -126,7 +126,7 @@ func (e *ear) connection(ctx context.Context, in chan *nats.Msg) error {
 			conn.FlushTimeout(connectTimeout) // who sees us connected may take it that he is heard
 		}
 		e.stands()
-		e.attend(ctx)
+		e.attend(ctx, conn)
 		if conn.IsConnected() {
 			conn.FlushTimeout(time.Second)
 		}
@@ -139,13 +139,18 @@ func (e *ear) connection(ctx context.Context, in chan *nats.Msg) error {
 	return err
 }
 
-// attend waits for the end of ctx, and says now and then that there is no connection.
-func (e *ear) attend(ctx context.Context) {
+// attend waits for the end of ctx, and says now and then that there is no connection. A server tells nobody that he may hear now what he was refused before,
+// so that is tried by connecting anew.
+func (e *ear) attend(ctx context.Context, conn *nats.Conn) {
 	for pause := firstSaying; reconcile.Sleep(ctx, pause); pause = min(2*pause, lastSaying) {
-		if err := e.trouble(); err != nil {
-			e.log.Warn("nats is not heard", "error", err, "attempts", e.attempts.Load())
-		} else {
+		err := e.trouble()
+		if err == nil {
 			pause = firstSaying / 2
+			continue
+		}
+		e.log.Warn("nats is not heard", "error", err, "attempts", e.attempts.Load())
+		if e.refused.Load() != nil {
+			conn.ForceReconnect() // fails if it is closed, which ends ctx
 		}
 	}
 }

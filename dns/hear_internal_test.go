@@ -118,11 +118,24 @@ func TestAnErrorNobodyKnowsIsNoEnd(t *testing.T) {
 // upAndDown is a server that lets a client connect and then says an error that it does not know.
 func upAndDown(t *testing.T, ln net.Listener, states <-chan string) {
 	t.Helper()
+	c := greetClient(t, ln)
+	defer c.Close()
+	if s := <-states; s != "up" {
+		t.Errorf("%s, want up", s)
+	}
+	fmt.Fprint(c, "-ERR 'Slow Consumer'\r\n")
+	if s := <-states; s != "down" {
+		t.Errorf("%s, want down", s)
+	}
+}
+
+// greetClient is a server that lets a client connect, and is alive until the connection is closed.
+func greetClient(t *testing.T, ln net.Listener) net.Conn {
+	t.Helper()
 	c, err := ln.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
 	fmt.Fprint(c, `INFO {"server_id":"x","version":"2.9.0","proto":1,"max_payload":1048576}`+"\r\n")
 	r := bufio.NewReader(c)
 	for {
@@ -135,13 +148,18 @@ func upAndDown(t *testing.T, ln net.Listener, states <-chan string) {
 		}
 	}
 	fmt.Fprint(c, "PONG\r\n")
-	if s := <-states; s != "up" {
-		t.Errorf("%s, want up", s)
-	}
-	fmt.Fprint(c, "-ERR 'Slow Consumer'\r\n")
-	if s := <-states; s != "down" {
-		t.Errorf("%s, want down", s)
-	}
+	go func() { // ends with the connection, which each test closes
+		for {
+			line, err := r.ReadString('\n')
+			if err != nil {
+				return
+			}
+			if strings.HasPrefix(line, "PING") {
+				fmt.Fprint(c, "PONG\r\n")
+			}
+		}
+	}()
+	return c
 }
 
 // TestACertificateThatIsAwayIsNoEnd: who is dropped while the files are being replaced tries again when they are there.
@@ -211,6 +229,44 @@ func TestARefusalHoldsInWhicheverOrderItIsTold(t *testing.T) {
 		if e.stands(); said.String() != "up " || e.trouble() != nil {
 			t.Errorf("after %q was refused on the connection before: said %q, trouble is %v, want up", c.refused, said.String(), e.trouble())
 		}
+	}
+}
+
+// TestARefusalIsNotForEver: who was given the right to hear is heard again without a restart, of the server or of us.
+func TestARefusalIsNotForEver(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	cfg := DefaultConfig()
+	cfg.NATS.Hosts = []NATSHost{{"127.0.0.1", uint16(ln.Addr().(*net.TCPAddr).Port)}}
+	e, err := newEar(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	states := make(chan string, 10)
+	e.hear, e.asked = func(string, []byte) {}, func(time.Duration) {}
+	e.up, e.down = func() { states <- "up" }, func() { states <- "down" }
+	var wg sync.WaitGroup
+	stop := cancelled(t, &wg, e)
+	defer wg.Wait()
+	defer stop()
+	first := greetClient(t, ln)
+	defer first.Close()
+	fmt.Fprintf(first, "-ERR 'Permissions Violation for Subscription to %q'\r\n", registration.SubjectRegister)
+	testkit.Until(t, 10*time.Second, "it is told", func() bool { return e.trouble() != nil })
+	if err := ln.(*net.TCPListener).SetDeadline(time.Now().Add(6 * firstSaying)); err != nil {
+		t.Fatal(err)
+	}
+	defer greetClient(t, ln).Close() // which refuses nothing
+	testkit.Until(t, 10*time.Second, "it is heard", func() bool { return e.trouble() == nil })
+	last := ""
+	for len(states) > 0 {
+		last = <-states
+	}
+	if last != "up" {
+		t.Errorf("told last: %q, want up", last)
 	}
 }
 
