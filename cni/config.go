@@ -129,8 +129,8 @@ func (c *config) validate() error {
 		bad("metadata", "is no JSON object")
 	}
 	for key, v := range map[string]int{"rate": c.Rate, "burst": c.Burst} {
-		if v < 0 || v > maxKilobits {
-			bad(key, "is %d: expected 0 to %d kilobits", v, maxKilobits)
+		if v < 0 || int64(v) > maxKilobits {
+			bad(key, "is %d: expected 0 to %d kilobits", v, int64(maxKilobits))
 		}
 	}
 	if !objects(c.RuntimeConfig.NetOutRules) {

@@ -22,7 +22,7 @@ func addrOf(i int) netip.Addr {
 }
 
 func uuid(i, kind int) string {
-	return fmt.Sprintf("%08x-d9cb-469f-a165-%012x", i*2654435761%(1<<32), i*16+kind)
+	return fmt.Sprintf("%08x-d9cb-469f-a165-%012x", uint32(i)*2654435761, i*16+kind)
 }
 
 // large is registration i of a large deployment, where each name has n addresses.

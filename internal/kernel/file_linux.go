@@ -102,7 +102,7 @@ func (f *File) Is(path string) (bool, error) {
 // Volatile reports whether the file is on a file system that lives in memory, which a reboot empties.
 func (f *File) Volatile() bool {
 	var st unix.Statfs_t
-	return unix.Fstatfs(int(f.fd.Load()), &st) == nil && (st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC)
+	return unix.Fstatfs(int(f.fd.Load()), &st) == nil && (st.Type == unix.TMPFS_MAGIC || uint32(st.Type) == unix.RAMFS_MAGIC) // 32 bits on some machines, with a sign
 }
 
 // Overwrite writes p over the beginning of the file, by one call.
