@@ -1,6 +1,7 @@
 package authorityhttp_test
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/tls"
@@ -9,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -241,6 +243,34 @@ func TestWithoutMutualTLS(t *testing.T) {
 	}
 	if _, err := c.Roots(t.Context()); !errors.Is(err, fault.Denied) {
 		t.Errorf("roots: %v", err)
+	}
+}
+
+// TestACertificateThatEndsWhileItsConnectionLasts: who keeps a connection busy does not go on as a host whose certificate was not renewed.
+func TestACertificateThatEndsWhileItsConnectionLasts(t *testing.T) {
+	w := serve(t)
+	_, csr := request(t)
+	body, err := json.Marshal(map[string]string{"underlay_ip": own.String(), "csr": string(csr)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]struct {
+		from, to time.Duration // now
+		status   int
+		outcome  authorityhttp.Outcome
+	}{
+		"valid":   {-time.Hour, time.Hour, http.StatusOK, authorityhttp.Issued},
+		"ended":   {-time.Hour, -time.Second, http.StatusForbidden, authorityhttp.Foreign},
+		"to come": {time.Hour, 2 * time.Hour, http.StatusForbidden, authorityhttp.Foreign},
+	} {
+		now := time.Now()
+		r := httptest.NewRequest(http.MethodPost, authorityhttp.PathIntermediate, bytes.NewReader(body))
+		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{{IPAddresses: []net.IP{own.AsSlice()}, NotBefore: now.Add(c.from), NotAfter: now.Add(c.to)}}}
+		rec := httptest.NewRecorder()
+		w.Config.Handler.ServeHTTP(rec, r)
+		if rec.Code != c.status || w.last() != c.outcome || (rec.Header().Get("Connection") == "close") != (c.status != http.StatusOK) {
+			t.Errorf("%s: status %d, outcome %s, Connection %q, want %d and %s", what, rec.Code, w.last(), rec.Header().Get("Connection"), c.status, c.outcome)
+		}
 	}
 }
 

@@ -29,7 +29,7 @@ type Outcome string
 // The outcomes.
 const (
 	Issued      Outcome = "issued"
-	Foreign     Outcome = "foreign"     // the client's certificate does not speak for the host
+	Foreign     Outcome = "foreign"     // the client's certificate does not speak for the host, or not any more
 	NoLease     Outcome = "no_lease"    // the host holds none
 	Malformed   Outcome = "malformed"   // no request, or a weak key
 	TooOften    Outcome = "too_often"   // the host asks without pause
@@ -137,6 +137,9 @@ func (h *handler) intermediate(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	a, outcome, err := h.issue(ctx, r, in)
 	h.o.Count(outcome)
+	if outcome == Foreign {
+		w.Header().Set("Connection", "close") // the next one may be with another certificate
+	}
 	switch {
 	case outcome == TooOften:
 		w.Header().Set("Retry-After", strconv.Itoa(int(pace/time.Second)))
@@ -157,6 +160,10 @@ func (h *handler) issue(ctx context.Context, r *http.Request, in request) (answe
 	}
 	if err := httpjson.SpeaksFor(r, host); err != nil {
 		return answer{}, Foreign, err
+	}
+	if c := r.TLS.PeerCertificates[0]; !valid(c, time.Now()) { // a connection may outlive what was verified when it began
+		return answer{}, Foreign, fault.Deniedf("the client certificate of %q is valid from %v to %v: connect anew with another", c.Subject.CommonName,
+			c.NotBefore.UTC().Format(time.RFC3339), c.NotAfter.UTC().Format(time.RFC3339))
 	}
 	if !h.asked.admit(host, time.Now()) {
 		return answer{}, TooOften, fault.Unavailablef("%v asks too often: at most every %v", host, pace)
@@ -183,6 +190,10 @@ func (h *handler) issue(ctx context.Context, r *http.Request, in request) (answe
 	}
 	chain := authority.EncodeCertificates([]*x509.Certificate{cert, root.Certificate()})
 	return answer{string(chain), string(root.Bundle().PEM()), cert.NotAfter.UTC()}, Issued, nil
+}
+
+func valid(c *x509.Certificate, now time.Time) bool {
+	return !now.Before(c.NotBefore) && !now.After(c.NotAfter)
 }
 
 // fail answers with the status of err's kind.
