@@ -71,32 +71,43 @@ func readable(dir string) error {
 
 func (f files) path(name string) string { return filepath.Join(f.dir, name) }
 
-// load reads the state. Nothing saved is the zero saved. A file that makes no sense is renamed and an error.
+// load reads the state. Nothing saved is the zero saved. A file that makes no sense is renamed, and an error; one that cannot be read stays, for that says nothing
+// about it.
 func (f files) load() (saved, error) {
 	path := f.path(stateFile)
-	st, err := os.Stat(path)
+	b, err := readState(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return saved{}, nil
 	}
-	if err == nil && st.Size() > maxState {
-		err = fmt.Errorf("%d bytes: expected at most %d", st.Size(), maxState)
-	}
-	var s saved
-	if err == nil {
-		var b []byte
-		if b, err = os.ReadFile(path); err == nil {
-			s, err = decode(b)
-		}
-	}
 	if err != nil {
-		return saved{}, errors.Join(fmt.Errorf("read state %s: %w", path, err), os.Rename(path, path+aside))
+		return saved{}, fmt.Errorf("read state: %w", err)
+	}
+	s, err := decode(b)
+	if err != nil {
+		return saved{}, errors.Join(fmt.Errorf("read state %s, which is put aside: %w", path, err), os.Rename(path, path+aside))
 	}
 	return s, nil
+}
+
+// readState returns the content of a file, of one that is too long so much that it shows. What is no plain file has none.
+func readState(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err == nil && st.IsDir() {
+		return nil, nil
+	}
+	return io.ReadAll(io.LimitReader(f, maxState+1))
 }
 
 // decode reads the content of a state file.
 func decode(b []byte) (saved, error) {
 	var j savedJSON
+	if len(b) > maxState {
+		return saved{}, fmt.Errorf("more than %d bytes", maxState)
+	}
 	if err := json.Unmarshal(b, &j); err != nil {
 		return saved{}, err
 	}

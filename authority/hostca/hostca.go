@@ -73,7 +73,7 @@ type Issuer struct {
 	changed chan struct{} // closed when now or roots change
 }
 
-// Open reads what an earlier process left in the directory. What is torn or makes no sense is set aside and told of in the log. The error says that
+// Open reads what an earlier process left in the directory. What is torn or makes no sense is set aside and told of in the log; what cannot be read stays. The error says that
 // there can be no directory; the Issuer works without one, and tries again, if only writing fails.
 func Open(cfg Config) (*Issuer, error) {
 	f, err := openFiles(cfg.Dir)
@@ -85,7 +85,7 @@ func Open(cfg Config) (*Issuer, error) {
 	s, err := f.load()
 	switch {
 	case err != nil:
-		cfg.Log.Warn("saved intermediate was set aside", "error", err)
+		cfg.Log.Warn("saved intermediate cannot be used", "error", err)
 	case s.intermediate == nil:
 	case s.underlay != cfg.Underlay:
 		cfg.Log.Info("saved intermediate is of another host", "underlay", s.underlay, "own", cfg.Underlay)
