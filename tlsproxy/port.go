@@ -35,7 +35,8 @@ type port struct {
 	spec  endpoint.TLSListener
 	stats figures
 	said  complaints
-	end   context.CancelFunc // of what its connections wait for; nil before it listens, the loop's alone
+	life  context.Context    // of what its connections wait for, which end ends; nil before it listens, the loop's alone
+	end   context.CancelFunc // likewise
 
 	mu        sync.Mutex
 	listener  net.Listener // nil while there is none
@@ -54,6 +55,11 @@ func (p *port) accept(ctx context.Context, l net.Listener) {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
+		if errors.Is(err, syscall.EINVAL) { // it listens no more: whoever administers the container's network can end sockets in it
+			p.site.proxy.said.say(p.site.proxy.log, crowded, fmt.Errorf("listener of %v was ended from within the container: %w", p.site.record.Key, err))
+			p.lost(l)
+			return
+		}
 		if err != nil {
 			if !errors.Is(err, syscall.ECONNABORTED) {
 				p.site.proxy.said.say(p.site.proxy.log, crowded, fmt.Errorf("accept: %w", err))
@@ -66,6 +72,14 @@ func (p *port) accept(ctx context.Context, l net.Listener) {
 		p.stats.accepted.Add(1)
 		p.begin(ctx, c.(*net.TCPConn))
 	}
+}
+
+// lost lets the next look at the container open the listener again. None is called for: a container could ask for them without end.
+func (p *port) lost(l net.Listener) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l.Close()
+	p.listener = nil
 }
 
 // begin serves a connection, if there is room for it.

@@ -62,9 +62,10 @@ func (s *site) listen(ctx context.Context) bool {
 		if p.listener == nil {
 			p.listener, p.failure = s.open(p.spec)
 			if p.listener != nil {
-				l := p.listener
-				life, end := context.WithCancel(context.WithoutCancel(ctx)) // what has begun may go on while the program drains
-				p.end = end
+				if p.life == nil {
+					p.life, p.end = context.WithCancel(context.WithoutCancel(ctx)) // what has begun may go on while the program drains
+				}
+				l, life := p.listener, p.life
 				s.tasks.Go(func() { p.accept(life, l) })
 			}
 			p.tell()
