@@ -137,7 +137,44 @@ func TestATakenAddressIsAnError(t *testing.T) {
 
 // TestABrokenSocketEndsRun: it is not for the server to go on deaf.
 func TestABrokenSocketEndsRun(t *testing.T) {
-	sockets, err := dnsserver.Listen(t.Context(), []netip.AddrPort{loopback})
+	for what, breaks := range map[string]func(dnsserver.Socket) error{
+		"udp closed": func(s dnsserver.Socket) error { return s.Packets.Close() },
+		"tcp closed": func(s dnsserver.Socket) error { return s.Streams.Close() },
+	} {
+		sockets, err := dnsserver.Listen(t.Context(), []netip.AddrPort{loopback})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := dnsserver.New(dnsserver.Config{Sockets: sockets, Domains: domains, Table: registration.NewTable()}, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { ended <- s.Run(ctx) }()
+		<-s.Ready()
+		if err := breaks(sockets[0]); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Errorf("%s: Run returned nil", what)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: Run goes on without its socket", what)
+		}
+		cancel()
+	}
+}
+
+// TestAListenerThatIsMadeToListenNoMore answers again.
+func TestAListenerThatIsMadeToListenNoMore(t *testing.T) {
+	port, err := testkit.FreePort() // one that the kernel has chosen it would choose anew
+	if err != nil {
+		t.Fatal(err)
+	}
+	sockets, err := dnsserver.Listen(t.Context(), []netip.AddrPort{netip.AddrPortFrom(loopback.Addr(), uint16(port))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,18 +182,35 @@ func TestABrokenSocketEndsRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- s.Run(context.Background()) }()
+	go func() { ended <- s.Run(ctx) }()
 	<-s.Ready()
-	sockets[0].Packets.Close()
-	select {
-	case err := <-ended:
-		if err == nil {
-			t.Error("Run returned nil")
-		}
-	case <-time.After(10 * time.Second):
-		t.Error("Run goes on without its socket")
+	if err := shut(sockets[0].Streams); err != nil {
+		t.Fatal(err)
 	}
+	testkit.Until(t, 10*time.Second, "it accepts", func() bool {
+		c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(sockets[0].Address()))
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
+
+// shut takes a listener out of the state in which it listens.
+func shut(l syscall.Conn) error {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = syscall.Shutdown(int(fd), syscall.SHUT_RD) })
+	return errors.Join(err, failed)
 }
 
 // TestNewSaysAllThatIsWrong.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -16,6 +17,7 @@ const (
 	keepSize   = 4096 // of what a connection keeps for its next answer, in bytes
 	perStream  = 32   // questions of one connection that wait for resolvers; further ones are not read
 	acceptWait = 50 * time.Millisecond
+	backlog    = 4096 // connections that wait to be accepted, as far as the system lets them
 )
 
 // serveTCP accepts connections until ctx has ended and the listener is closed. Each is answered in a goroutine of wg.
@@ -25,6 +27,9 @@ func (s *Server) serveTCP(ctx context.Context, l *net.TCPListener, wg *sync.Wait
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
+			}
+			if errors.Is(err, syscall.EINVAL) {
+				err = listenAgain(l)
 			}
 			if errors.Is(err, net.ErrClosed) {
 				return err
@@ -47,6 +52,19 @@ func (s *Server) serveTCP(ctx context.Context, l *net.TCPListener, wg *sync.Wait
 			s.conns.give(from)
 		})
 	}
+}
+
+// listenAgain mends a listener that somebody else has made to listen no more, as ss -K does. One that a supervisor keeps would be the same after a restart.
+func listenAgain(l *net.TCPListener) error {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	if err := raw.Control(func(fd uintptr) { failed = syscall.Listen(int(fd), backlog) }); err != nil {
+		return err
+	}
+	return failed
 }
 
 // pause waits, at most until ctx ends.
