@@ -44,7 +44,7 @@ type resolver struct {
 // call is what makes two questions the same: they are asked once. That also keeps a loop, of which we cannot see that it is one, from
 // growing: our own question comes back and waits for itself.
 type call struct {
-	name     string
+	name     string // as in a message, in lower case: what query.key has for it may stand for several
 	typ      uint16
 	flags    uint16 // AD and CD
 	edns, do bool
@@ -75,7 +75,7 @@ func (f *forwarder) begin(ctx context.Context, wg *sync.WaitGroup, q query, limi
 	}
 	q.question = bytes.Clone(q.question)
 	f.counts.underWay.Add(1)
-	key := call{name: string(q.name()), typ: q.typ, flags: q.flags & (flagAD | flagCD), edns: q.edns, do: q.do, stream: stream}
+	key := call{name: folded(q.question), typ: q.typ, flags: q.flags & (flagAD | flagCD), edns: q.edns, do: q.do, stream: stream}
 	p, first := f.join(key)
 	wg.Go(func() {
 		defer f.share.give(from)
@@ -89,6 +89,15 @@ func (f *forwarder) begin(ctx context.Context, wg *sync.WaitGroup, q query, limi
 		send(f.answer(p.resp, &q, limit, stream))
 	})
 	return true
+}
+
+// folded returns the name of a question in lower case.
+func folded(question []byte) string {
+	b := bytes.Clone(question[:len(question)-4])
+	for i, c := range b {
+		b[i] = small(c)
+	}
+	return string(b)
 }
 
 // answer makes what is to be sent to a client of what a resolver said, nil for nothing.

@@ -2,9 +2,11 @@ package dnsserver_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -117,6 +119,35 @@ func TestForward(t *testing.T) {
 	if n := r.asked.Load(); n != before {
 		t.Errorf("the resolver was asked %d times more", n-before)
 	}
+}
+
+// TestNamesThatLookAlikeAreAskedApart: a dot within a label, and the byte that stands for it in our own table.
+func TestNamesThatLookAlikeAreAskedApart(t *testing.T) {
+	both := make(chan struct{})
+	var asked atomic.Int64
+	r := resolve(t, func(_ string, m *dns.Msg) *dns.Msg {
+		if asked.Add(1) == 2 {
+			close(both)
+		}
+		select {
+		case <-both:
+		case <-time.After(2 * time.Second):
+		}
+		resp := new(dns.Msg).SetReply(m)
+		resp.Answer = []dns.RR{&dns.TXT{Hdr: dns.RR_Header{Name: m.Question[0].Name, Rrtype: dns.TypeTXT, Class: dns.ClassINET}, Txt: []string{fmt.Sprint(strings.Contains(m.Question[0].Name, "255"))}}}
+		return resp
+	})
+	s := start(t, dnsserver.Config{Domains: domains, Forward: to(r), ForwardTimeout: 10 * time.Second})
+	var wg sync.WaitGroup
+	for _, name := range []string{`a\.b.example.com.`, `a\255b.Example.com.`} {
+		wg.Go(func() {
+			resp := ask(t, "udp", s.Addresses()[0], name, dns.TypeTXT, recursive)
+			if len(resp.Answer) != 1 || resp.Answer[0].(*dns.TXT).Txt[0] != fmt.Sprint(strings.Contains(name, "255")) {
+				t.Errorf("%s: %v", name, resp.Answer)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // TestForwardedOptions: the resolver is told what concerns it, and none of what is between the client and us.
