@@ -18,27 +18,24 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+
+	"code.cloudfoundry.org/silk/internal/testkit"
 )
 
 // binary is the directory that the built plugins are in.
 var binary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "silk-cni-test-")
-	if err != nil {
-		return "", err
+	dir, remove, err := testkit.Programs("silk-cni", "cni-wrapper-plugin")
+	if err == nil {
+		atEnd = remove
 	}
-	cmd := exec.Command("go", "build", "-o", dir, "code.cloudfoundry.org/silk/cmd/silk-cni", "code.cloudfoundry.org/silk/cmd/cni-wrapper-plugin")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%w: %s", err, out)
-	}
-	return dir, nil
+	return dir, err
 })
+
+var atEnd = func() {}
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if dir, err := binary(); err == nil {
-		os.RemoveAll(dir)
-	}
+	atEnd()
 	os.Exit(code)
 }
 

@@ -28,7 +28,7 @@ const rendered = `{"debug_server_port":%d,"health_check_port":%d,"listen_host":"
 
 // TestADeployedFileStartsOverTLS starts the program with such a file against servers that refuse who comes without TLS or password.
 func TestADeployedFileStartsOverTLS(t *testing.T) {
-	bin, c := build(t), issue(t)
+	bin, c := testkit.Program(t, "silk-controller"), issue(t)
 	stranger, err := pki.OpenCA(t.TempDir())
 	if err != nil {
 		t.Fatal(err)

@@ -1,11 +1,8 @@
 package controller_test
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -21,31 +18,15 @@ import (
 	"code.cloudfoundry.org/silk/controller"
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/sqldb"
+	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/lease"
 	"code.cloudfoundry.org/silk/lease/leasehttp"
 )
 
-// build returns the path of the program, made from this repository.
-func build(t testing.TB) string {
-	t.Helper()
-	bin := filepath.Join(t.TempDir(), "silk-controller")
-	cmd := exec.Command("go", "build", "-o", bin, "code.cloudfoundry.org/silk/cmd/silk-controller")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return bin
-}
-
 // process is a controller in a process of its own.
 type process struct {
+	*testkit.Process
 	controller.Addresses
-	cmd    *exec.Cmd
-	exited chan struct{} // closed when it has ended; then err says how
-	err    error
-
-	mu  sync.Mutex
-	log strings.Builder
 }
 
 // launch writes cfg to a file, runs bin with it and waits until it serves.
@@ -65,66 +46,13 @@ func launchFile(t testing.TB, bin string, text []byte) *process {
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := &process{cmd: exec.Command(bin, "-config", file), exited: make(chan struct{})}
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := p.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.cmd.Stderr = &lockedWriter{p}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	serving := make(chan struct{})
-	go func() {
-		p.read(out, serving)
-		p.err = p.cmd.Wait()
-		close(p.exited)
-	}()
-	t.Cleanup(func() { p.cmd.Process.Kill(); <-p.exited })
-	select {
-	case <-serving:
-	case <-p.exited:
-		t.Fatalf("controller ended: %v\n%s", p.err, p.text())
-	case <-time.After(time.Minute):
-		t.Fatalf("controller does not serve\n%s", p.text())
-	}
+	p := new(process)
+	p.Process = testkit.Launch(t, exec.Command(bin, "-config", file), nil, &p.Addresses)
 	return p
 }
 
-// read keeps the log and closes serving when it tells the addresses.
-func (p *process) read(out io.Reader, serving chan<- struct{}) {
-	for s := bufio.NewScanner(out); s.Scan(); {
-		fmt.Fprintln(&lockedWriter{p}, s.Text())
-		var line struct{ Msg, API, Health, Debug string }
-		if json.Unmarshal(s.Bytes(), &line) == nil && line.Msg == "serving" {
-			p.Addresses = controller.Addresses{API: line.API, Health: line.Health, Debug: line.Debug}
-			close(serving)
-		}
-	}
-}
-
-type lockedWriter struct{ p *process }
-
-func (w *lockedWriter) Write(b []byte) (int, error) {
-	w.p.mu.Lock()
-	defer w.p.mu.Unlock()
-	return w.p.log.Write(b)
-}
-
-func (p *process) text() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.log.String()
-}
-
-func (p *process) kill() {
-	p.cmd.Process.Kill()
-	<-p.exited
-}
-
 func TestTheProgramEndsCleanlyOnSignals(t *testing.T) {
-	bin, c := build(t), issue(t)
+	bin, c := testkit.Program(t, "silk-controller"), issue(t)
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
 		cfg := c.config(sqldb.Config{Type: sqldb.SQLite, Path: filepath.Join(t.TempDir(), "silk.db")})
 		p := launch(t, bin, cfg)
@@ -145,10 +73,9 @@ func TestTheProgramEndsCleanlyOnSignals(t *testing.T) {
 			waits <- err
 		}()
 		start := time.Now()
-		p.cmd.Process.Signal(sig)
-		<-p.exited
-		if p.err != nil || !strings.Contains(p.text(), `"msg":"exited"`) || time.Since(start) > 5*time.Second {
-			t.Errorf("%v: ended with %v after %v\n%s", sig, p.err, time.Since(start), p.text())
+		p.Cmd.Process.Signal(sig)
+		if err := p.Wait(); err != nil || !strings.Contains(p.Log(), `"msg":"exited"`) || time.Since(start) > 5*time.Second {
+			t.Errorf("%v: ended with %v after %v", sig, err, time.Since(start))
 		}
 		if err := <-waits; err != nil && !errors.Is(err, fault.Unavailable) {
 			t.Errorf("%v: a waiting daemon saw %v, want unavailable", sig, err)
@@ -157,7 +84,7 @@ func TestTheProgramEndsCleanlyOnSignals(t *testing.T) {
 }
 
 func TestTheProgramSaysWhyItCannotStart(t *testing.T) {
-	bin, c := build(t), issue(t)
+	bin, c := testkit.Program(t, "silk-controller"), issue(t)
 	good := c.config(sqldb.Config{Type: sqldb.SQLite, Path: filepath.Join(t.TempDir(), "silk.db")})
 	for name, test := range map[string]struct {
 		spoil func(*controller.Config)
@@ -201,7 +128,7 @@ type promise struct {
 
 // TestNoLeaseIsLostOrGivenTwiceWhenKilled kills the program at random instants under load. What it acknowledged stands afterwards.
 func TestNoLeaseIsLostOrGivenTwiceWhenKilled(t *testing.T) {
-	bin, rounds := build(t), 25
+	bin, rounds := testkit.Program(t, "silk-controller"), 25
 	if testing.Short() {
 		rounds = 6
 	}
@@ -233,7 +160,7 @@ func TestNoLeaseIsLostOrGivenTwiceWhenKilled(t *testing.T) {
 			}
 			pause := time.NewTimer(50*time.Millisecond + rand.N(200*time.Millisecond))
 			<-pause.C
-			p.kill()
+			p.Kill()
 			wg.Wait()
 		}
 		p := launch(t, bin, cfg)
@@ -313,7 +240,7 @@ func checkPromises(t *testing.T, k *leasehttp.Client, promises map[netip.Addr]*p
 
 // TestTheEpochIsRenewedByCommand: what an operator runs after a restore, while controllers run.
 func TestTheEpochIsRenewedByCommand(t *testing.T) {
-	bin := build(t)
+	bin := testkit.Program(t, "silk-controller")
 	each(t, func(t *testing.T, db sqldb.Config) {
 		c := issue(t)
 		cfg := c.config(db)

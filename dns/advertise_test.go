@@ -153,7 +153,7 @@ func TestASingleHostNeedsNoNATS(t *testing.T) {
 	bns.Close() // the container dies; nobody says so, its record stays
 	h.names(p, soon, "web.apps.internal", "NXDOMAIN")
 	t.Logf("a dead container was called by its name for %v", time.Since(began))
-	p.kill()
+	p.Kill()
 }
 
 // TestNamesStayWhileARecordCannotBeRead: who cannot read what a container wants may not say that it wants nothing. The container is what counts.
@@ -173,7 +173,7 @@ func TestNamesStayWhileARecordCannotBeRead(t *testing.T) {
 	h.rename(b, &endpoint.Advertisement{Names: []string{"new.apps.internal"}})
 	h.names(p, soon, "new.apps.internal", "NOERROR "+b.Address().String()) // it has looked since
 	h.names(p, time.Nanosecond, "api.apps.internal", "NOERROR "+a.Address().String())
-	p.kill()
+	p.Kill()
 	p = h.launch(cfg) // the next process knows no more
 	h.names(p, time.Nanosecond, "api.apps.internal", "NOERROR "+a.Address().String())
 	bns.Close()
@@ -181,7 +181,7 @@ func TestNamesStayWhileARecordCannotBeRead(t *testing.T) {
 	h.names(p, time.Nanosecond, "api.apps.internal", "NOERROR "+a.Address().String())
 	ns.Close() // the container goes, and so do its names
 	h.names(p, soon, "api.apps.internal", "NXDOMAIN")
-	p.kill()
+	p.Kill()
 }
 
 // TestEveryAddressMayBeBelieved: address_ranges of 0.0.0.0/0 is how to say so. That does not make the server the authority for all addresses.
@@ -193,7 +193,7 @@ func TestEveryAddressMayBeBelieved(t *testing.T) {
 	e.register(t, "192.0.2.7", "api.apps.internal", 0)
 	p.answers(t, soon, "api.apps.internal", "NOERROR 192.0.2.7")
 	p.answers(t, soon, "7.2.0.192.in-addr.arpa", "REFUSED")
-	p.end(t)
+	p.End(t)
 }
 
 // said collects what is said on NATS of names.
@@ -264,8 +264,8 @@ func TestAdvertiseOverNATS(t *testing.T) {
 	b, bns := h.attach("two", endpoint.Advertisement{Names: []string{"web.apps.internal"}})
 	other.answers(t, soon, "web.apps.internal", "NOERROR "+b.Address().String())
 	h.names(p, soon, "web.apps.internal", "NOERROR "+b.Address().String())
-	file := p.cmd.Args[len(p.cmd.Args)-1]
-	p.kill()
+	file := p.Cmd.Args[len(p.Cmd.Args)-1]
+	p.Kill()
 	h.detach("two", bns)
 	b2, err := os.ReadFile(file)
 	if err != nil {
@@ -279,7 +279,7 @@ func TestAdvertiseOverNATS(t *testing.T) {
 	h.names(p, time.Nanosecond, "api.apps.internal", "NOERROR "+a.Address().String())
 	h.names(p, soon, "web.apps.internal", "NXDOMAIN")
 	other.answers(t, soon, "web.apps.internal", "NXDOMAIN")
-	p.end(t) // which takes nothing back
+	p.End(t) // which takes nothing back
 	h.launch(cfg)
 	h.detach("one", ans)
 	began := time.Now()
@@ -310,7 +310,7 @@ func TestHostsAnswerAStart(t *testing.T) {
 	for range containers {
 		next(t, registers, soon) // of the connection, within a second
 	}
-	p.kill()
+	p.Kill()
 	h.launch(settings(t, object{
 		"endpoint_dir": h.dir.Path(), "listen_dns": []string{"127.0.0.1:5300"}, "advertise_interval_seconds": 4,
 		"nats": object{"hosts": []object{{"hostname": "127.0.0.1", "port": 4222}}},

@@ -133,7 +133,7 @@ func TestDeployedFilesRun(t *testing.T) {
 		if status, body := get(t, http.DefaultClient, "http://"+p.LogLevel+"/metrics"); status != 200 || !strings.Contains(body, "silk_dns_healthy 1") {
 			t.Errorf("metrics: %d\n%s", status, body)
 		}
-		p.end(t)
+		p.End(t)
 	}
 }
 

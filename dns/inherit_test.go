@@ -75,7 +75,7 @@ func TestQuestionsWaitForTheNextProcess(t *testing.T) {
 	for range 8 {
 		pause := time.NewTimer(100 * time.Millisecond)
 		<-pause.C
-		p.kill()
+		p.Kill()
 		p = underSupervision(t, h, cfg, files)
 	}
 	close(stop)
@@ -84,7 +84,7 @@ func TestQuestionsWaitForTheNextProcess(t *testing.T) {
 	} else {
 		t.Logf("%d lookups", n)
 	}
-	if !strings.Contains(p.text(), at) {
+	if !strings.Contains(p.Log(), at) {
 		t.Error("the log does not say where it listens")
 	}
 }

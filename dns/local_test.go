@@ -29,7 +29,7 @@ func TestTheLinkLocalAddress(t *testing.T) {
 		testkit.Until(t, soon, "the address is back", func() bool { return route() == made })
 		h.names(p, time.Second, "api.apps.internal", "NOERROR "+r.Address().String())
 	}
-	p.end(t)
+	p.End(t)
 	if route() != made {
 		t.Errorf("after the end the route is %q", route())
 	}

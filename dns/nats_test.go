@@ -44,10 +44,10 @@ func TestNamesAreHeard(t *testing.T) {
 	p.counts(t, `silk_dns_rejected_total{reason="malformed"}`, "6")
 	p.answers(t, soon, "evil.apps.internal", "NXDOMAIN")
 	p.counts(t, "silk_dns_names", "2")
-	if n := strings.Count(p.text(), "registration was refused"); n == 0 || n > 3 {
+	if n := strings.Count(p.Log(), "registration was refused"); n == 0 || n > 3 {
 		t.Errorf("refusals have %d lines of the log, want few", n)
 	}
-	p.end(t)
+	p.End(t)
 }
 
 // greeting is what sources are told.
@@ -222,7 +222,7 @@ func TestNATSNeedNotBeThere(t *testing.T) {
 	p.answers(t, soon, "api.apps.internal", "NOERROR 10.255.1.1")
 	n.Kill()
 	p.counts(t, "silk_dns_nats_connected", "0")
-	p.end(t)
+	p.End(t)
 }
 
 func TestPasswordOfNATS(t *testing.T) {
@@ -242,9 +242,9 @@ func TestPasswordOfNATS(t *testing.T) {
 	other := launch(t, settings(t, with("us er", "wrong")))
 	testkit.Until(t, soon, "the server has refused us more often than other clients bear", func() bool {
 		n, err := strconv.Atoi(other.figure(t, "silk_dns_nats_attempts_total"))
-		return err == nil && n > 3 && strings.Contains(other.text(), "Authorization Violation")
+		return err == nil && n > 3 && strings.Contains(other.Log(), "Authorization Violation")
 	})
-	if strings.Contains(p.text()+other.text(), "p%40ss") || strings.Contains(p.text()+other.text(), password) {
+	if strings.Contains(p.Log()+other.Log(), "p%40ss") || strings.Contains(p.Log()+other.Log(), password) {
 		t.Error("the log has the password")
 	}
 }
@@ -296,13 +296,13 @@ func TestARestartKeepsAnswers(t *testing.T) {
 	e.register(t, "10.255.1.1", "api.apps.internal", 0)
 	p.answers(t, soon, "api.apps.internal", "NOERROR 10.255.1.1")
 	n.Kill()
-	p.end(t)
+	p.End(t)
 	for range 3 {
 		p = launch(t, cfg)
 		p.answers(t, soon, "api.apps.internal", "NOERROR 10.255.1.1")
 		p.answers(t, soon, "0.api.apps.internal", "NOERROR 10.255.1.1")
 		p.answers(t, soon, "other.apps.internal", "NXDOMAIN")
-		p.kill()
+		p.Kill()
 	}
 }
 
@@ -334,7 +334,7 @@ func TestWhoMayNotListenKnowsNothing(t *testing.T) {
 	o["nats"].(object)["user"], o["nats"].(object)["pass"] = "deaf", "x"
 	p := launch(t, settings(t, o, object{"warm_duration_seconds": 2}))
 	p.counts(t, "silk_dns_healthy", "0")
-	testkit.Until(t, soon, "it is said", func() bool { return strings.Contains(p.text(), "ermissions") })
+	testkit.Until(t, soon, "it is said", func() bool { return strings.Contains(p.Log(), "ermissions") })
 	pause := time.NewTimer(3 * time.Second)
 	<-pause.C
 	p.counts(t, "silk_dns_warm", "0")

@@ -1,7 +1,6 @@
 package dns_test
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -12,11 +11,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -26,23 +22,18 @@ import (
 	"code.cloudfoundry.org/silk/internal/testkit"
 )
 
-// binary is the path of silk-dns, made from this repository once.
+// binary is the path of silk-dns.
 var binary string
 
 func TestMain(m *testing.M) {
-	dir, err := os.MkdirTemp("", "silk-dns-test-")
+	dir, remove, err := testkit.Programs("silk-dns")
 	if err != nil {
-		panic(err)
-	}
-	binary = filepath.Join(dir, "silk-dns")
-	cmd := exec.Command("go", "build", "-o", binary, "code.cloudfoundry.org/silk/cmd/silk-dns")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	binary = filepath.Join(dir, "silk-dns")
 	code := m.Run()
-	os.RemoveAll(dir)
+	remove()
 	os.Exit(code)
 }
 
@@ -74,15 +65,9 @@ func natsAt(n *testkit.NATS) object {
 
 // process is silk-dns in a process of its own.
 type process struct {
+	*testkit.Process
 	DNS                              []string
 	Lookup, Adapter, LogLevel, Debug string
-
-	cmd    *exec.Cmd
-	exited chan struct{} // closed when it has ended; then err says how
-	err    error
-
-	mu  sync.Mutex
-	log strings.Builder
 }
 
 // launch runs the program with a configuration and waits until it serves.
@@ -91,14 +76,14 @@ func launch(t testing.TB, cfg object) *process {
 	return launchWith(t, cfg, nil, binary, "-config")
 }
 
-// launchWith runs a command line, to which the file is added, from where run starts it; nil is from here.
-func launchWith(t testing.TB, cfg object, run func(func() error) error, line ...string) *process {
+// launchWith runs a command line, to which the file is added, within what testkit.Launch calls so.
+func launchWith(t testing.TB, cfg object, within func(func() error) error, line ...string) *process {
 	t.Helper()
-	return launchHolding(t, cfg, run, nil, line...)
+	return launchHolding(t, cfg, within, nil, line...)
 }
 
 // launchHolding is launchWith for a program that gets open files.
-func launchHolding(t testing.TB, cfg object, run func(func() error) error, files []*os.File, line ...string) *process {
+func launchHolding(t testing.TB, cfg object, within func(func() error) error, files []*os.File, line ...string) *process {
 	t.Helper()
 	b, err := json.Marshal(cfg)
 	if err != nil {
@@ -108,94 +93,14 @@ func launchHolding(t testing.TB, cfg object, run func(func() error) error, files
 	if err := os.WriteFile(file, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := &process{cmd: exec.Command(line[0], append(slices.Clone(line[1:]), file)...), exited: make(chan struct{})}
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := p.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	cmd := exec.Command(line[0], append(slices.Clone(line[1:]), file)...)
+	cmd.ExtraFiles = files
+	var serving struct {
+		DNS, Lookup, Adapter, Debug string
+		LogLevel                    string `json:"log_level"`
 	}
-	p.cmd.Stderr, p.cmd.ExtraFiles = p, files
-	if run == nil {
-		run = func(f func() error) error { return f() }
-	}
-	started, serving := make(chan error, 1), make(chan struct{})
-	go func() {
-		defer close(p.exited)
-		runtime.LockOSThread() // the program dies with the thread that started it
-		defer runtime.UnlockOSThread()
-		p.err = run(func() error {
-			err := p.cmd.Start()
-			if started <- err; err != nil {
-				return err
-			}
-			p.read(out, serving)
-			return p.cmd.Wait()
-		})
-	}()
-	if err := <-started; err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		p.kill()
-		if t.Failed() {
-			t.Logf("log of %s:\n%s", file, p.text())
-		}
-	})
-	select {
-	case <-serving:
-	case <-p.exited:
-		t.Fatalf("silk-dns ended: %v\n%s", p.err, p.text())
-	case <-time.After(time.Minute):
-		t.Fatalf("silk-dns does not serve\n%s", p.text())
-	}
-	return p
-}
-
-// read keeps the log and closes serving when it tells the addresses.
-func (p *process) read(out io.Reader, serving chan<- struct{}) {
-	for s := bufio.NewScanner(out); s.Scan(); {
-		fmt.Fprintln(p, s.Text())
-		var line struct {
-			Msg, DNS, Lookup, Adapter, Debug string
-			LogLevel                         string `json:"log_level"`
-		}
-		if json.Unmarshal(s.Bytes(), &line) == nil && line.Msg == "serving" {
-			p.DNS, p.Lookup, p.Adapter, p.Debug, p.LogLevel = strings.Fields(strings.Trim(line.DNS, "[]")), line.Lookup, line.Adapter, line.Debug, line.LogLevel
-			close(serving)
-		}
-	}
-}
-
-// Write implements io.Writer for the program's output.
-func (p *process) Write(b []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.log.Write(b)
-}
-
-func (p *process) text() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.log.String()
-}
-
-func (p *process) kill() {
-	p.cmd.Process.Kill()
-	<-p.exited
-}
-
-// end stops the program as a supervisor does.
-func (p *process) end(t testing.TB) {
-	t.Helper()
-	p.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-p.exited:
-	case <-time.After(30 * time.Second):
-		t.Fatalf("silk-dns does not end\n%s", p.text())
-	}
-	if p.err != nil {
-		t.Errorf("silk-dns ended with %v\n%s", p.err, p.text())
-	}
+	p := testkit.Launch(t, cmd, within, &serving)
+	return &process{p, strings.Fields(strings.Trim(serving.DNS, "[]")), serving.Lookup, serving.Adapter, serving.LogLevel, serving.Debug}
 }
 
 // ask returns the addresses of a name, sorted, and the code of the answer.

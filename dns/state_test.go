@@ -19,7 +19,7 @@ func TestBrokenStateIsPutAside(t *testing.T) {
 	p.counts(t, "silk_dns_nats_connected", "1")
 	emit(t, n).register(t, "10.255.1.1", "api.apps.internal", 0)
 	p.answers(t, soon, "api.apps.internal", "NOERROR 10.255.1.1")
-	p.end(t)
+	p.End(t)
 	n.Kill()
 	file := filepath.Join(cfg["state_dir"].(string), "names")
 	whole, err := os.ReadFile(file)
@@ -36,10 +36,10 @@ func TestBrokenStateIsPutAside(t *testing.T) {
 			t.Errorf("%s: answer %q, %v, want SERVFAIL: nothing is known", name, got, err)
 		}
 		kept, err := os.ReadFile(file + ".broken")
-		if err != nil || string(kept) != string(b) || !strings.Contains(p.text(), "saved names cannot be used") {
-			t.Errorf("%s: put aside %q, %v\n%s", name, kept, err, p.text())
+		if err != nil || string(kept) != string(b) || !strings.Contains(p.Log(), "saved names cannot be used") {
+			t.Errorf("%s: put aside %q, %v\n%s", name, kept, err, p.Log())
 		}
-		p.kill()
+		p.Kill()
 	}
 	if err := os.WriteFile(file, whole, 0o600); err != nil {
 		t.Fatal(err)
@@ -69,15 +69,15 @@ func TestAFullDiskIsSurvived(t *testing.T) {
 	}
 	emit(t, n).register(t, "10.255.1.1", "api.apps.internal", 0)
 	p.answers(t, soon, "api.apps.internal", "NOERROR 10.255.1.1")
-	testkit.Until(t, 2*soon, "a full disk is said", func() bool { return strings.Contains(p.text(), "state could not be stored") })
+	testkit.Until(t, 2*soon, "a full disk is said", func() bool { return strings.Contains(p.Log(), "state could not be stored") })
 	p.counts(t, "silk_dns_healthy", "0")
 	p.answers(t, soon, "api.apps.internal", "NOERROR 10.255.1.1")
 	if err := os.Remove(filepath.Join(dir, "ballast")); err != nil {
 		t.Fatal(err)
 	}
-	testkit.Until(t, 2*soon, "that it is over is said", func() bool { return strings.Contains(p.text(), "state is stored again") })
+	testkit.Until(t, 2*soon, "that it is over is said", func() bool { return strings.Contains(p.Log(), "state is stored again") })
 	p.counts(t, "silk_dns_healthy", "1")
-	p.kill()
+	p.Kill()
 	n.Kill()
 	p = launch(t, cfg)
 	p.answers(t, soon, "api.apps.internal", "NOERROR 10.255.1.1")
@@ -91,18 +91,18 @@ func TestNoStateDirectory(t *testing.T) {
 		p.counts(t, "silk_dns_nats_connected", "1")
 		emit(t, n).register(t, "10.255.1.1", "api.apps.internal", 0)
 		p.answers(t, soon, "api.apps.internal", "NOERROR 10.255.1.1")
-		if said := strings.Contains(p.text(), "state directory cannot be used"); said != (dir != "") {
+		if said := strings.Contains(p.Log(), "state directory cannot be used"); said != (dir != "") {
 			t.Errorf("directory %q: said %v", dir, said)
 		}
-		p.end(t)
+		p.End(t)
 	}
 	cfg := settings(t, natsAt(n))
 	launch(t, cfg)
 	p := launch(t, cfg)
-	if !strings.Contains(p.text(), "is another silk-dns running with it?") {
-		t.Errorf("a second process with the directory says nothing of it:\n%s", p.text())
+	if !strings.Contains(p.Log(), "is another silk-dns running with it?") {
+		t.Errorf("a second process with the directory says nothing of it:\n%s", p.Log())
 	}
-	p.end(t)
+	p.End(t)
 }
 
 // TestAnUnfinishedTableIsNotTakenForWhole: what a cold process saved makes no warm one.
@@ -113,7 +113,7 @@ func TestAnUnfinishedTableIsNotTakenForWhole(t *testing.T) {
 	p.counts(t, "silk_dns_nats_connected", "1")
 	emit(t, n).register(t, "10.255.1.1", "api.apps.internal", 0)
 	p.answers(t, soon, "api.apps.internal", "NOERROR 10.255.1.1")
-	p.end(t)
+	p.End(t)
 	p = launch(t, cfg)
 	p.answers(t, soon, "api.apps.internal", "NOERROR 10.255.1.1")
 	p.answers(t, soon, "other.apps.internal", "SERVFAIL")

@@ -30,18 +30,12 @@ func TestMain(m *testing.M) {
 		if flag.Lookup("test.fuzz").Value.String() != "" || flag.Lookup("test.list").Value.String() != "" {
 			return m.Run()
 		}
-		dir, err := os.MkdirTemp("", "silk-garden-test-")
+		dir, remove, err := testkit.Programs()
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		defer os.RemoveAll(dir)
-		build := exec.Command("go", "build", "-o", dir, "../cmd/...")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build the programs: %v\n%s", err, out)
-			return 1
-		}
+		defer remove()
 		programs = dir
 		return m.Run()
 	}())

@@ -30,19 +30,12 @@ func TestMain(m *testing.M) {
 		if programs = os.Getenv("SILK_TEST_PROGRAMS"); programs != "" || fuzzing {
 			return m.Run()
 		}
-		dir, err := os.MkdirTemp("", "silk-lab-test-")
+		dir, remove, err := testkit.Programs()
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		defer os.RemoveAll(dir)
-		os.Chmod(dir, 0o755) // for the test without root
-		build := exec.Command("go", "build", "-o", dir, "../cmd/...")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build the programs: %v\n%s", err, out)
-			return 1
-		}
+		defer remove()
 		programs = dir
 		return m.Run()
 	}())

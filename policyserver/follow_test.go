@@ -2,14 +2,12 @@ package policyserver_test
 
 import (
 	"encoding/json"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
 	"code.cloudfoundry.org/silk/internal/sqldb"
 	"code.cloudfoundry.org/silk/internal/testkit"
-	"code.cloudfoundry.org/silk/policyserver"
 	"code.cloudfoundry.org/silk/secgroup"
 )
 
@@ -50,7 +48,7 @@ func TestTheDeployedSyncersConfigurationFollows(t *testing.T) {
 
 // TestAnotherServerFollowsWhenTheActiveOneIsKilled kills, without warning, the one of two processes that follows Cloud Controller.
 func TestAnotherServerFollowsWhenTheActiveOneIsKilled(t *testing.T) {
-	bin, w, f := program(t), newWorld(t, sqldb.Postgres), newFoundry(t)
+	bin, w, f := testkit.Program(t, "policy-server"), newWorld(t, sqldb.Postgres), newFoundry(t)
 	f.asgs = []string{"one"}
 	keys := w.both(t, f.keys())
 	keys["cc_internal_url"], keys["auth"] = f.URL, []string{"tokens"}
@@ -59,23 +57,16 @@ func TestAnotherServerFollowsWhenTheActiveOneIsKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	config := w.file(t, "config.json", string(b))
-	type server struct {
-		cmd *exec.Cmd
-		at  policyserver.Addresses
-	}
-	var servers [2]server
-	for i := range servers {
-		servers[i].cmd, servers[i].at = launch(t, bin, config)
-	}
-	active := func(s server) bool {
-		_, text := fetch(t, "http://"+s.at.Debug+"/metrics")
+	servers := [2]process{launch(t, bin, config), launch(t, bin, config)}
+	active := func(s process) bool {
+		_, text := fetch(t, "http://"+s.Debug+"/metrics")
 		return strings.Contains(text, "\nsilk_policy_server_security_groups_sync_active 1\n")
 	}
 	eventually(t, "one follows", func() bool { return active(servers[0]) != active(servers[1]) })
 	if active(servers[1]) {
 		servers[0], servers[1] = servers[1], servers[0]
 	}
-	g := agent(t, servers[1].at.Internal, w.client(t, "agent")).SecurityGroups()
+	g := agent(t, servers[1].Internal, w.client(t, "agent")).SecurityGroups()
 	eventually(t, "the group is there", func() bool {
 		u, err := g.Watch(t.Context(), secgroup.Ask{Host: "h"})
 		return err == nil && u.Count == 1
@@ -85,7 +76,7 @@ func TestAnotherServerFollowsWhenTheActiveOneIsKilled(t *testing.T) {
 		f.stamp++
 	})
 	start := time.Now()
-	if err := servers[0].cmd.Process.Kill(); err != nil {
+	if err := servers[0].Cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	testkit.Until(t, 40*time.Second, "the other server follows", func() bool {

@@ -35,7 +35,7 @@ func TestImportKeepsPoliciesAndTags(t *testing.T) {
 			t.Fatalf("%s: %v", text, err)
 		}
 	}
-	bin := program(t)
+	bin := testkit.Program(t, "policy-server")
 	config := func(name string, keys map[string]any) string {
 		b, err := json.Marshal(keys)
 		if err != nil {
