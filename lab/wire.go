@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -89,6 +90,9 @@ func listen(dir string) (*net.UnixListener, error) {
 
 func connect(dir string) (*wire, error) {
 	d, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) { // taken down since
+		return nil, fault.NotFoundf("no lab in %s", dir)
+	}
 	if err != nil {
 		return nil, err
 	}
