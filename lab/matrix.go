@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -132,6 +133,13 @@ func (t turns) connect(ctx context.Context, ns *kernel.NS, addr string) (c net.C
 	defer func() { <-t.dial }()
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
-	err = ns.Do(func() (err error) { c, err = new(net.Dialer).DialContext(ctx, "tcp", addr); return err })
+	err = ns.Do(func() error {
+		for patience := probeTime / 8; ; patience *= 2 { // the kernel repeats a first packet that is lost, as in a network that is still forming, after a second only
+			d := net.Dialer{Timeout: patience}
+			if c, err = d.DialContext(ctx, "tcp", addr); err == nil || !os.IsTimeout(err) || ctx.Err() != nil {
+				return err
+			}
+		}
+	})
 	return c, err
 }
