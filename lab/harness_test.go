@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	goruntime "runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,15 +19,19 @@ import (
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/lab"
+	"golang.org/x/sys/unix"
 )
 
 // programs is the directory of the real binaries, built once for all tests, or SILK_TEST_PROGRAMS.
 var programs string
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	fuzzing := flag.Lookup("test.fuzz").Value.String() != "" // its workers are killed, and build no lab
+	if !fuzzing && os.Getenv(reaped) == "" && unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == nil {
+		os.Exit(reap())
+	}
 	os.Exit(func() int {
-		flag.Parse()
-		fuzzing := flag.Lookup("test.fuzz").Value.String() != "" // its workers are killed, and build no lab
 		if programs = os.Getenv("SILK_TEST_PROGRAMS"); programs != "" || fuzzing {
 			return m.Run()
 		}
@@ -39,6 +44,37 @@ func TestMain(m *testing.M) {
 		programs = dir
 		return m.Run()
 	}())
+}
+
+// reaped says that there is a parent that reaps.
+const reaped = "SILK_TEST_LAB_REAPED"
+
+// reap runs the tests in a child and reaps what outlives its parents, as the first process of a machine does: some do so once a second, and a lab that is taken
+// down waits for that.
+func reap() int {
+	goruntime.LockOSThread() // the child dies with the thread that started it
+	child := exec.Command("/proc/self/exe", os.Args[1:]...)
+	child.Env, child.Stdin, child.Stdout, child.Stderr = append(os.Environ(), reaped+"=1"), os.Stdin, os.Stdout, os.Stderr
+	child.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	if err := child.Start(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	for {
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(-1, &status, 0, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		case pid == child.Process.Pid && status.Exited():
+			return status.ExitStatus()
+		case pid == child.Process.Pid:
+			fmt.Fprintln(os.Stderr, "the tests ended by a signal:", status.Signal())
+			return 1
+		}
+	}
 }
 
 const patience = 30 * time.Second // what the network may take to be whole again
