@@ -1,8 +1,11 @@
 package kernel_test
 
 import (
+	"fmt"
 	"os/exec"
+	"strings"
 	"testing"
+	"time"
 
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
@@ -40,6 +43,18 @@ func TestSieveKeepsBackWhatIsAboutTransientDevices(t *testing.T) {
 	if heard("$IP link set lo up; $IP link add t0 index 16777221 type bridge; $IP link set t0 up; $IP link add k0 type veth peer name k1; $IP link set k0 up; $IP link set k1 up") == 0 {
 		t.Fatal("nothing was heard without a sieve")
 	}
+	testkit.Within(t, 10*time.Second, func() string { // the kernel takes up to a second to find and tell that both ends are up
+		var out []byte
+		err := ns.Do(func() (err error) {
+			out, err = exec.Command(ip, "-br", "link", "show", "type", "veth").CombinedOutput()
+			return err
+		})
+		if err != nil || strings.Count(string(out), " UP ") != 2 {
+			return fmt.Sprintf("devices %s, %v", out, err)
+		}
+		return ""
+	})
+	heard("true") // what was told of that
 	if err := l.Sieve(83); err != nil {
 		t.Fatal(err)
 	}
