@@ -112,7 +112,19 @@ func (a answer) failure(t testing.TB) (code int, text string) {
 	return e.Code, e.Msg + "; " + e.Details
 }
 
+// run runs silk-cni in this process, in the host's namespace.
 func (h *host) run(command, config string, env map[string]string) answer {
+	h.t.Helper()
+	return h.call(cni.Run, command, config, env)
+}
+
+// runWrapper is run for cni-wrapper-plugin.
+func (h *host) runWrapper(command, config string, env map[string]string) answer {
+	h.t.Helper()
+	return h.call(cni.RunWrapper, command, config, env)
+}
+
+func (h *host) call(plugin func(context.Context, cni.Env) int, command, config string, env map[string]string) answer {
 	h.t.Helper()
 	var stdout, stderr bytes.Buffer
 	getenv := func(k string) string {
@@ -123,7 +135,7 @@ func (h *host) run(command, config string, env map[string]string) answer {
 	}
 	var a answer
 	if err := h.ns.Do(func() error {
-		a.code = cni.Run(context.Background(), cni.Env{Getenv: getenv, Stdin: strings.NewReader(config), Stdout: &stdout, Stderr: &stderr})
+		a.code = plugin(context.Background(), cni.Env{Getenv: getenv, Stdin: strings.NewReader(config), Stdout: &stdout, Stderr: &stderr})
 		return nil
 	}); err != nil {
 		h.t.Fatal(err)

@@ -1,8 +1,6 @@
 package cni_test
 
 import (
-	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -11,8 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-
-	"code.cloudfoundry.org/silk/cni"
 )
 
 // wrapped returns the deployed wrapper's configuration, with more keys or other values; nil takes one away.
@@ -39,27 +35,6 @@ func (h *host) wrapped(more ...any) string {
 		h.t.Fatal(err)
 	}
 	return string(b)
-}
-
-// runWrapper is run for cni-wrapper-plugin.
-func (h *host) runWrapper(command, config string, env map[string]string) answer {
-	h.t.Helper()
-	var stdout, stderr bytes.Buffer
-	getenv := func(k string) string {
-		if k == "CNI_COMMAND" {
-			return command
-		}
-		return env[k]
-	}
-	var a answer
-	if err := h.ns.Do(func() error {
-		a.code = cni.RunWrapper(context.Background(), cni.Env{Getenv: getenv, Stdin: strings.NewReader(config), Stdout: &stdout, Stderr: &stderr})
-		return nil
-	}); err != nil {
-		h.t.Fatal(err)
-	}
-	a.stdout, a.stderr = stdout.String(), stderr.String()
-	return a
 }
 
 // TestWrapper: the whole life of a container by the wrapper's configuration, and what its stores say meanwhile.

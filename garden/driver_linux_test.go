@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -355,6 +356,8 @@ func (d *driver) die(i int, b *box) {
 		b.stop()
 	}
 }
+
+var volatile = regexp.MustCompile(`(valid_lft|preferred_lft) \S+|expires \S+|handle \d+`)
 
 // dump returns what the host has, in words.
 func (d *driver) dump() (string, error) {

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 
@@ -223,26 +222,10 @@ func (c *cell) down(handle string) {
 	}
 }
 
-var volatile = regexp.MustCompile(`(valid_lft|preferred_lft) \S+|expires \S+|handle \d+`)
-
 // dump returns everything that operations change, in words: what the kernel has, and files.
 func (c *cell) dump() string {
 	c.t.Helper()
-	var out strings.Builder
-	for _, args := range []string{"ip -d link", "ip addr", "ip route show table all", "ip neigh", "ip rule", "conntrack -L", "nft list ruleset"} {
-		f := strings.Fields(args)
-		var b []byte
-		if err := c.ns.Do(func() (err error) { b, err = exec.Command(f[0], f[1:]...).Output(); return err }); err != nil {
-			c.t.Fatalf("%s: %v", args, err)
-		}
-		out.WriteString("# " + args + "\n")
-		for line := range strings.Lines(volatile.ReplaceAllString(string(b), "")) {
-			if f[0] != "conntrack" || !strings.Contains(line, "127.0.0.1") { // of the questions to the daemon
-				out.WriteString(line)
-			}
-		}
-	}
-	return out.String() + dumpFiles(c.t, c.path("netns"), c.path("state"), c.path("cache"), c.path("endpoints"))
+	return testkit.Network(c.t, c.ns.Do) + dumpFiles(c.t, c.path("netns"), c.path("state"), c.path("cache"), c.path("endpoints"))
 }
 
 // dumpFiles returns the files in directories, with what is in them, except the cursor of addresses.
