@@ -126,14 +126,16 @@ func TestGreetingsWaitForNothing(t *testing.T) {
 	p.answers(t, soon, "app-99999.apps.internal", "NOERROR "+address(99_999%60_000+1).String())
 }
 
-// stream asks a server for names without pause until stop is called, which returns how many answers there were, and fails the test for every other answer than want.
+// stream asks a server for names every millisecond until stop is called, which returns how many answers there were, and fails the test for every other answer than want.
 func stream(t testing.TB, server, name, want string) (stop func() int) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	var n atomic.Int64
 	for range 4 {
 		wg.Go(func() {
-			for failed := 0; failed < 3; {
+			turn := time.NewTicker(4 * time.Millisecond) // more would be load, and show no more moments
+			defer turn.Stop()
+			for failed := 0; failed < 3; <-turn.C {
 				got, err := ask(ctx, server, name)
 				if ctx.Err() != nil {
 					return
