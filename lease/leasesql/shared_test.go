@@ -18,7 +18,10 @@ import (
 
 func eachEngine(t *testing.T, f func(t *testing.T, db sqldb.Config)) {
 	for _, e := range testkit.Engines {
-		t.Run(e, func(t *testing.T) { f(t, testkit.Database(t, e)) })
+		t.Run(e, func(t *testing.T) {
+			t.Parallel() // most of the time one waits for its server, or for time to pass
+			f(t, testkit.Database(t, e))
+		})
 	}
 }
 
