@@ -364,13 +364,19 @@ func TestManyAskAtOnce(t *testing.T) {
 	}
 }
 
-func TestStateThatMakesNoSense(t *testing.T) {
-	f := newFleet(t)
+// saved returns what is left of a host's CA that has issued and ended: its state, in a directory, and the fleet and controller that it had.
+func saved(t *testing.T) (*fleet, *httptest.Server, string) {
+	t.Helper()
+	f, dir := newFleet(t), t.TempDir()
 	c := f.controller(t, "")
-	dir := t.TempDir()
 	i, stop := start(t, f.config(t, c.URL, dir))
 	leaf(t, i, spec)
 	stop()
+	return f, c, dir
+}
+
+func TestStateThatMakesNoSense(t *testing.T) {
+	f, c, dir := saved(t)
 	state := filepath.Join(dir, "intermediate.json")
 	good, err := os.ReadFile(state)
 	if err != nil {
@@ -387,17 +393,12 @@ func TestStateThatMakesNoSense(t *testing.T) {
 			t.Fatalf("torn at %d: %d bytes set aside, %v", n*97, len(b), err)
 		}
 	}
-	i, _ = start(t, f.config(t, c.URL, dir))
+	i, _ := start(t, f.config(t, c.URL, dir))
 	verify(t, leaf(t, i, spec), rootsOf(t, dir))
 }
 
 func TestStateOfAnotherHost(t *testing.T) {
-	f := newFleet(t)
-	c := f.controller(t, "")
-	dir := t.TempDir()
-	i, stop := start(t, f.config(t, c.URL, dir))
-	leaf(t, i, spec)
-	stop()
+	f, c, dir := saved(t)
 	cfg := f.config(t, c.URL, dir)
 	cfg.Underlay = netip.MustParseAddr("10.0.16.99")
 	i, err := hostca.Open(cfg)
@@ -407,12 +408,7 @@ func TestStateOfAnotherHost(t *testing.T) {
 }
 
 func TestFilesThatGoAreBack(t *testing.T) {
-	f := newFleet(t)
-	c := f.controller(t, "")
-	dir := t.TempDir()
-	i, stop := start(t, f.config(t, c.URL, dir))
-	leaf(t, i, spec)
-	stop()
+	f, c, dir := saved(t)
 	if err := os.RemoveAll(filepath.Join(dir, "roots")); err != nil {
 		t.Fatal(err)
 	}
