@@ -9,9 +9,38 @@ import (
 	"code.cloudfoundry.org/silk/firewall/firewalltest"
 	"code.cloudfoundry.org/silk/firewall/nft"
 	"code.cloudfoundry.org/silk/identity"
+	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
 	"code.cloudfoundry.org/silk/policy"
 )
+
+// walk sets states one after the other, by a table that now and then is closed and opened again as if its program were restarted. What it returns is closed when
+// that is over, at the latest with the test.
+func walk(t *testing.T, table *nft.Table, ns *kernel.NS, states <-chan firewall.Ruleset) (done <-chan struct{}) {
+	over := make(chan struct{})
+	t.Cleanup(func() { <-over })
+	go func() {
+		defer close(over)
+		for rs := range states {
+			if _, err := table.Set(t.Context(), rs); err != nil {
+				t.Error(err)
+				return
+			}
+			if rand.IntN(10) == 0 {
+				table.Close()
+				var err error
+				if table, err = nft.Open(ns, nft.Options{}); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+		if err := table.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	return over
+}
 
 // TestNoMomentOpenOrCut sends without pause while everything that does not concern the packets changes, and the writer of the table with it: what is allowed
 // always arrives, and nothing else ever does.
@@ -24,7 +53,6 @@ func TestNoMomentOpenOrCut(t *testing.T) {
 	if testing.Short() {
 		steps = 60
 	}
-	stop, done := make(chan struct{}), make(chan error, 1)
 	states := make(chan firewall.Ruleset, steps)
 	for range steps {
 		in := f.in[0]
@@ -42,25 +70,7 @@ func TestNoMomentOpenOrCut(t *testing.T) {
 		states <- compile(t, in)
 	}
 	close(states)
-	go func() {
-		defer close(stop)
-		table := f.tables[0]
-		for rs := range states {
-			if _, err := table.Set(t.Context(), rs); err != nil {
-				done <- err
-				return
-			}
-			if rand.IntN(10) == 0 { // the agent restarts
-				table.Close()
-				var err error
-				if table, err = nft.Open(h.NS, nft.Options{}); err != nil {
-					done <- err
-					return
-				}
-			}
-		}
-		done <- table.Close()
-	}()
+	done := walk(t, f.tables[0], h.NS, states)
 	good, bad, arrived := map[firewalltest.Packet]bool{}, map[firewalltest.Packet]bool{}, map[firewalltest.Packet]bool{}
 	hear := func() {
 		if err := h.Hear(func(p firewalltest.Packet) { p.Device = ""; arrived[p] = true }); err != nil {
@@ -69,7 +79,7 @@ func TestNoMomentOpenOrCut(t *testing.T) {
 	}
 	for running := true; running; {
 		select {
-		case <-stop:
+		case <-done:
 			running = false
 		default:
 		}
@@ -89,9 +99,6 @@ func TestNoMomentOpenOrCut(t *testing.T) {
 			x.to[p] = true
 		}
 		hear()
-	}
-	if err := <-done; err != nil {
-		t.Fatal(err)
 	}
 	testkit.Within(t, 2*time.Second, func() string {
 		hear()

@@ -256,30 +256,11 @@ func TestNoMomentOpenOrCutOutside(t *testing.T) {
 	}
 	close(states)
 	set(t, d.tables[0], <-states)
-	stop, done := make(chan struct{}), make(chan error, 1)
-	go func() {
-		defer close(stop)
-		table := d.tables[0]
-		for rs := range states {
-			if _, err := table.Set(t.Context(), rs); err != nil {
-				done <- err
-				return
-			}
-			if rand.IntN(10) == 0 { // the agent restarts
-				table.Close()
-				var err error
-				if table, err = nft.Open(d.h.NS, nft.Options{}); err != nil {
-					done <- err
-					return
-				}
-			}
-		}
-		done <- table.Close()
-	}()
+	done := walk(t, d.tables[0], d.h.NS, states)
 	good, bad := map[uint32]bool{}, map[uint32]bool{}
 	for running := true; running; {
 		select {
-		case <-stop:
+		case <-done:
 			running = false
 		default:
 		}
@@ -288,9 +269,6 @@ func TestNoMomentOpenOrCutOutside(t *testing.T) {
 			bad[d.send(1, p)] = true
 		}
 		d.hear()
-	}
-	if err := <-done; err != nil {
-		t.Fatal(err)
 	}
 	testkit.Within(t, 20*time.Second, func() string {
 		d.hear()
