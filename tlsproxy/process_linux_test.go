@@ -177,60 +177,21 @@ func TestTheProgramComesBack(t *testing.T) {
 	}
 	web := w.attach()
 	p := w.launch()
-	silent := func() []*member { // those on whose port nobody listens
-		return slices.DeleteFunc(slices.Clone(all), func(m *member) bool {
-			c, err := tcp.Dial(t.Context(), m.ns, addressPort(m))
-			if err == nil {
-				c.(*net.TCPConn).SetLinger(0)
-				c.Close()
-			}
-			return err == nil
-		})
-	}
 	testkit.Within(t, 2*patience, func() string {
-		if left := silent(); len(left) > 0 {
+		if left := silent(t, all); len(left) > 0 {
 			return fmt.Sprintf("%d do not listen", len(left))
 		}
 		return ""
 	})
-	fastest := map[syscall.Signal]time.Duration{} // the machine may have other things to do
-	for _, s := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGKILL, syscall.SIGTERM} {
-		open, _ := web.mustSecure(first) // one that would rather stay
-		if err := said(open, "hello"); err != nil {
-			t.Fatal(err)
-		}
-		p.mu.Lock()
-		before := p.starts
-		p.mu.Unlock()
-		start := time.Now()
-		p.signal(s)
-		left, started := all, time.Duration(0)
-		testkit.Within(t, 2*patience, func() string {
-			p.mu.Lock()
-			again := p.starts > before
-			p.mu.Unlock()
-			if !again {
-				return "it was not started again"
+	fastest := map[syscall.Signal]time.Duration{}
+	for round := range 8 {
+		for _, s := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+			if round > 1 && fastest[s] <= time.Second {
+				continue // shown; otherwise the machine may have had other things to do
 			}
-			if started == 0 {
-				started = time.Since(start)
-			}
-			if left = silent(); len(left) > 0 {
-				return fmt.Sprintf("%d do not listen", len(left))
-			}
-			return ""
-		})
-		took := time.Since(start)
-		t.Logf("%v: started again after %v, %d namespaces listened to again after %v", s, started, n, took)
-		if best, ok := fastest[s]; !ok || took < best {
-			fastest[s] = took
-		}
-		if err := said(open, "hello"); err == nil {
-			t.Error("a connection outlived its process")
-		}
-		for _, m := range []*member{first, last} {
-			if err := web.tries(m); err != nil {
-				t.Errorf("after %v: %v", s, err)
+			took := p.comesBack(t, s, web, all)
+			if best, ok := fastest[s]; !ok || took < best {
+				fastest[s] = took
 			}
 		}
 	}
@@ -239,6 +200,60 @@ func TestTheProgramComesBack(t *testing.T) {
 			t.Errorf("%v: it took %v", s, took)
 		}
 	}
+}
+
+// silent returns those on whose port nobody listens.
+func silent(t *testing.T, all []*member) []*member {
+	return slices.DeleteFunc(slices.Clone(all), func(m *member) bool {
+		c, err := tcp.Dial(t.Context(), m.ns, addressPort(m))
+		if err == nil {
+			c.(*net.TCPConn).SetLinger(0)
+			c.Close()
+		}
+		return err == nil
+	})
+}
+
+// comesBack ends the program and returns after how long it listens again for all.
+func (p *program) comesBack(t *testing.T, s syscall.Signal, web *member, all []*member) time.Duration {
+	t.Helper()
+	first, last := all[0], all[len(all)-1]
+	open, _ := web.mustSecure(first) // one that would rather stay
+	if err := said(open, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	p.mu.Lock()
+	before := p.starts
+	p.mu.Unlock()
+	start := time.Now()
+	p.signal(s)
+	started := time.Duration(0)
+	testkit.Within(t, 2*patience, func() string {
+		p.mu.Lock()
+		again := p.starts > before
+		p.mu.Unlock()
+		if !again {
+			return "it was not started again"
+		}
+		if started == 0 {
+			started = time.Since(start)
+		}
+		if left := silent(t, all); len(left) > 0 {
+			return fmt.Sprintf("%d do not listen", len(left))
+		}
+		return ""
+	})
+	took := time.Since(start)
+	t.Logf("%v: started again after %v, %d namespaces listened to again after %v", s, started, len(all), took)
+	if err := said(open, "hello"); err == nil {
+		t.Error("a connection outlived its process")
+	}
+	for _, m := range []*member{first, last} {
+		if err := web.tries(m); err != nil {
+			t.Errorf("after %v: %v", s, err)
+		}
+	}
+	return took
 }
 
 // TestStoppingLeavesAMoment to connections that are about to end.
