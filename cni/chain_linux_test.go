@@ -20,6 +20,7 @@ import (
 
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"github.com/containernetworking/cni/libcni"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 )
@@ -71,7 +72,7 @@ func standard(t testing.TB, version string) string {
 // outside is a machine beyond the host: 192.0.2.2, the host is 192.0.2.1.
 func (h *host) outside() *kernel.NS {
 	h.t.Helper()
-	ns := newNS(h.t)
+	ns := netns.New(h.t)
 	h.tool("sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1") // its addresses come when they like
 	ip(h.t, h.ns, "link", "add", "up0", "type", "veth", "peer", "name", "up1")
 	ip(h.t, h.ns, "link", "set", "up1", "netns", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.FD()))

@@ -13,7 +13,7 @@ import (
 
 	"code.cloudfoundry.org/silk/cni"
 	"code.cloudfoundry.org/silk/internal/kernel"
-	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 // host is a host: a namespace with a daemon's info endpoint, and directories.
@@ -25,19 +25,11 @@ type host struct {
 	reply func() string // what the daemon answers
 }
 
-func newNS(t testing.TB) *kernel.NS {
-	t.Helper()
-	ns, err := kernel.NewNS()
-	testkit.Require(t, "netns", err)
-	t.Cleanup(func() { ns.Close() })
-	return ns
-}
-
 const ready = `{"overlay_subnet":"10.255.30.0/24","overlay_network":"10.255.0.0/16","mtu":1450,"vtep":"silk-vtep","status":"ready"}`
 
 func newHost(t testing.TB) *host {
 	t.Helper()
-	h := &host{t: t, ns: newNS(t), dir: t.TempDir(), reply: func() string { return ready }}
+	h := &host{t: t, ns: netns.New(t), dir: t.TempDir(), reply: func() string { return ready }}
 	h.up("lo")
 	var l net.Listener
 	if err := h.ns.Do(func() (err error) { l, err = net.Listen("tcp4", "127.0.0.1:0"); return err }); err != nil {
@@ -66,7 +58,7 @@ type container struct {
 
 func (h *host) container(id string) container {
 	h.t.Helper()
-	c := container{id, filepath.Join(h.dir, "netns-"+id), newNS(h.t)}
+	c := container{id, filepath.Join(h.dir, "netns-"+id), netns.New(h.t)}
 	if err := c.ns.Bind(c.path); err != nil {
 		h.t.Fatal(err)
 	}

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,6 +14,7 @@ import (
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -50,7 +50,7 @@ func TestEgressRulesAreRecorded(t *testing.T) {
 // underlay joins the host with a machine outside, 10.0.16.15 and 10.0.16.16, and returns that one.
 func (h *host) underlay() *kernel.NS {
 	h.t.Helper()
-	peer := newNS(h.t)
+	peer := netns.New(h.t)
 	h.sh(h.ns, fmt.Sprintf("sysctl -qw net.ipv6.conf.default.disable_ipv6=1; ip link add under type veth peer name under netns /proc/%d/fd/%d; ip addr add 10.0.16.15/24 dev under; ip link set under up", os.Getpid(), peer.FD()))
 	h.sh(peer, "ip link set lo up; ip addr add 10.0.16.16/24 dev under; ip link set under up")
 	return peer
@@ -58,11 +58,7 @@ func (h *host) underlay() *kernel.NS {
 
 func (h *host) sh(ns *kernel.NS, script string) string {
 	h.t.Helper()
-	var out []byte
-	if err := ns.Do(func() (err error) { out, err = exec.Command("sh", "-ec", script).CombinedOutput(); return err }); err != nil {
-		h.t.Fatalf("%s: %v\n%s", script, err, out)
-	}
-	return string(out)
+	return netns.Shell(h.t, ns, script)
 }
 
 // serve answers connections to a TCP port of a namespace with the address that they come from.

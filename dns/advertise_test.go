@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 // host is a host's namespace with a directory of endpoints.
@@ -27,21 +27,13 @@ type host struct {
 	dir *endpoint.Dir
 }
 
-func newNS(t testing.TB) *kernel.NS {
-	t.Helper()
-	ns, err := kernel.NewNS()
-	testkit.Require(t, "netns", err)
-	t.Cleanup(func() { ns.Close() })
-	return ns
-}
-
 func newHost(t testing.TB) host {
 	t.Helper()
 	d, err := endpoint.Open(filepath.Join(t.TempDir(), "endpoints"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := host{t, newNS(t), d}
+	h := host{t, netns.New(t), d}
 	h.run("ip link set lo up")
 	return h
 }
@@ -49,14 +41,7 @@ func newHost(t testing.TB) host {
 // run runs a command line on the host and returns what it prints.
 func (h host) run(line string) string {
 	h.t.Helper()
-	var out []byte
-	if err := h.ns.Do(func() (err error) {
-		out, err = exec.Command("sh", "-c", line).CombinedOutput()
-		return err
-	}); err != nil {
-		h.t.Fatalf("%s: %v\n%s", line, err, out)
-	}
-	return string(out)
+	return netns.Shell(h.t, h.ns, line)
 }
 
 func key(container string) endpoint.Key {
@@ -66,7 +51,7 @@ func key(container string) endpoint.Key {
 // attach makes a container that wants to be called by names. It returns its namespace, which lives as long as that is open.
 func (h host) attach(container string, want endpoint.Advertisement) (endpoint.Record, *kernel.NS) {
 	h.t.Helper()
-	ns := newNS(h.t)
+	ns := netns.New(h.t)
 	var r endpoint.Record
 	if err := h.ns.Do(func() (err error) {
 		s := endpoint.Spec{Key: key(container), Path: "/run/netns/" + container, Namespace: ns, Subnet: netip.MustParsePrefix("10.255.30.0/24"), MTU: 1450, Group: "app-" + container}

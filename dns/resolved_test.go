@@ -21,6 +21,7 @@ import (
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 // resolved returns the programs of systemd-resolved. The package of that name takes over the resolver of the machine it is installed on: packaging/install-deps only
@@ -94,7 +95,7 @@ func TestRoutedDomainOfResolved(t *testing.T) {
 	if os.Getuid() != 0 {
 		testkit.Require(t, "root", errors.New("not run by root"))
 	}
-	h, beyond := newHost(t), newNS(t)
+	h, beyond := newHost(t), netns.New(t)
 	r, _ := h.attach("one", endpoint.Advertisement{Names: []string{"api.apps.internal"}})
 	h.run("ip link add eth0 type veth peer name eth0 netns " + fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), beyond.FD()))
 	host{t, beyond, nil}.run("ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up")

@@ -12,7 +12,7 @@ import (
 
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/internal/kernel"
-	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 var subnet = netip.MustParsePrefix("10.255.30.0/24")
@@ -24,21 +24,13 @@ type host struct {
 	dir *endpoint.Dir
 }
 
-func newNS(t testing.TB) *kernel.NS {
-	t.Helper()
-	ns, err := kernel.NewNS()
-	testkit.Require(t, "netns", err)
-	t.Cleanup(func() { ns.Close() })
-	return ns
-}
-
 func newHost(t testing.TB) host {
 	t.Helper()
 	d, err := endpoint.Open(filepath.Join(t.TempDir(), "endpoints"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return host{t, newNS(t), d}
+	return host{t, netns.New(t), d}
 }
 
 func key(container string) endpoint.Key {
@@ -111,7 +103,7 @@ func reach(t testing.TB, from, to *kernel.NS, addr string) {
 }
 
 func TestAttachMakesTheObjects(t *testing.T) {
-	h, c := newHost(t), newNS(t)
+	h, c := newHost(t), netns.New(t)
 	r := h.must(h.attach(h.spec("c1", c)))
 	if got := r.Address(); got != netip.MustParseAddr("10.255.30.2") {
 		t.Errorf("address %v, want the second of the subnet", got)
@@ -162,7 +154,7 @@ func TestAttachMakesTheObjects(t *testing.T) {
 func TestSmallMTU(t *testing.T) {
 	h := newHost(t)
 	for i, mtu := range []int{68, 1279, 1280, 65535} {
-		c := newNS(t)
+		c := netns.New(t)
 		s := h.spec(string(rune('a'+i)), c)
 		s.MTU = mtu
 		r := h.must(h.attach(s))

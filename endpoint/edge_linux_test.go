@@ -17,6 +17,7 @@ import (
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 func (h host) sh(script string) string {
@@ -51,7 +52,7 @@ func tcp(host, container uint16) endpoint.PortMap {
 
 // TestPortMapsAreRestored after whatever somebody did to them, and none that is nobody's is left.
 func TestPortMapsAreRestored(t *testing.T) {
-	h, c1, c2 := newHost(t), newNS(t), newNS(t)
+	h, c1, c2 := newHost(t), netns.New(t), netns.New(t)
 	if n := h.restore(); n != 0 || h.sh("nft list ruleset") != "" {
 		t.Errorf("%d restored where nothing is", n)
 	}
@@ -123,7 +124,7 @@ func TestPortMapsUnderChurn(t *testing.T) {
 	})
 	inside := make([]*kernel.NS, n)
 	for i := range n {
-		inside[i] = newNS(t)
+		inside[i] = netns.New(t)
 		work.Go(func() {
 			s := h.spec(fmt.Sprint("c", i), inside[i])
 			s.PortMaps = []endpoint.PortMap{tcp(uint16(8000+i), 80)}
@@ -156,7 +157,7 @@ func TestPortMapsUnderChurn(t *testing.T) {
 
 // TestAPortOfAnEarlierRecordIsFree: a name may come back with other ports or none.
 func TestAPortOfAnEarlierRecordIsFree(t *testing.T) {
-	h, c1, c2 := newHost(t), newNS(t), newNS(t)
+	h, c1, c2 := newHost(t), netns.New(t), netns.New(t)
 	s := h.spec("c1", c1)
 	s.Requested = netip.MustParseAddr("10.255.30.9")
 	for _, maps := range [][]endpoint.PortMap{{tcp(8080, 80)}, {tcp(8080, 80), tcp(8081, 80)}, {tcp(8081, 81)}, nil} {
@@ -171,7 +172,7 @@ func TestAPortOfAnEarlierRecordIsFree(t *testing.T) {
 	other := h.spec("c2", c2)
 	other.PortMaps = []endpoint.PortMap{tcp(8080, 80), tcp(8081, 80)}
 	h.must(h.attach(other))
-	third := h.spec("c3", newNS(t))
+	third := h.spec("c3", netns.New(t))
 	third.PortMaps = []endpoint.PortMap{tcp(9999, 80), {HostIP: netip.MustParseAddr("10.0.0.1"), HostPort: 8081, ContainerPort: 1, Protocol: "tcp"}}
 	if _, err := h.attach(third); !errors.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "is taken by c2/eth0 on silk") {
 		t.Errorf("a port that is taken: %v", err)
@@ -180,7 +181,7 @@ func TestAPortOfAnEarlierRecordIsFree(t *testing.T) {
 
 // TestLimitsChange: on a live endpoint, recorded, and gone with it.
 func TestLimitsChange(t *testing.T) {
-	h, c := newHost(t), newNS(t)
+	h, c := newHost(t), netns.New(t)
 	s := h.spec("c1", c)
 	s.NetOut = json.RawMessage(`[{}]`)
 	r := h.must(h.attach(s))
@@ -227,7 +228,7 @@ func TestLimitsChange(t *testing.T) {
 
 // TestReaperTakesTheEdgeAlong: port maps and limits of a container whose namespace went, and limits that have no record.
 func TestReaperTakesTheEdgeAlong(t *testing.T) {
-	h, c := newHost(t), newNS(t)
+	h, c := newHost(t), netns.New(t)
 	s := h.spec("c1", c)
 	s.PortMaps = []endpoint.PortMap{tcp(8080, 80)}
 	s.Limits = &endpoint.Limits{EgressRate: 8e6, EgressBurst: 160000}

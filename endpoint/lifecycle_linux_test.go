@@ -15,6 +15,7 @@ import (
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
@@ -56,7 +57,7 @@ func (h host) clean() {
 }
 
 func TestAttachAgain(t *testing.T) {
-	h, c := newHost(t), newNS(t)
+	h, c := newHost(t), netns.New(t)
 	s := h.spec("c1", c)
 	s.Metadata = json.RawMessage("{\"app_id\": \"<a&\u2028>\"}")
 	first := h.must(h.attach(s))
@@ -65,7 +66,7 @@ func TestAttachAgain(t *testing.T) {
 		t.Errorf("the second result differs (-first +second):\n%s", diff)
 	}
 	for name, change := range map[string]func(*endpoint.Spec){
-		"network namespace":    func(s *endpoint.Spec) { s.Namespace = newNS(t) },
+		"network namespace":    func(s *endpoint.Spec) { s.Namespace = netns.New(t) },
 		"policy group":         func(s *endpoint.Spec) { s.Group = "other" },
 		"metadata":             func(s *endpoint.Spec) { s.Metadata = json.RawMessage(`{"app_id":"b"}`) },
 		"address":              func(s *endpoint.Spec) { s.Requested = netip.MustParseAddr("10.255.30.77") },
@@ -92,7 +93,7 @@ func TestAttachAgain(t *testing.T) {
 
 // TestAttachMakesWhole is an ADD after one that was killed: a record without, or with some of, the kernel's objects.
 func TestAttachMakesWhole(t *testing.T) {
-	h, c := newHost(t), newNS(t)
+	h, c := newHost(t), netns.New(t)
 	s := h.spec("c1", c)
 	first := h.must(h.attach(s))
 	for _, damage := range []struct {
@@ -135,7 +136,7 @@ func (h host) check(k endpoint.Key, ns *kernel.NS) []string {
 
 // TestAttachReplacesWhatIsDead: the runtime restarted a container under its name and never sent the DEL.
 func TestAttachReplacesWhatIsDead(t *testing.T) {
-	h, c, next := newHost(t), newNS(t), newNS(t) // the next one is made now, or it might get the number of the first
+	h, c, next := newHost(t), netns.New(t), netns.New(t) // the next one is made now, or it might get the number of the first
 	h.must(h.attach(h.spec("c1", c)))
 	c.Close() // the last reference: the devices go with the namespace
 	for len(h.containers()) > 0 {
@@ -150,7 +151,7 @@ func TestAttachReplacesWhatIsDead(t *testing.T) {
 }
 
 func TestCheckNamesEachDifference(t *testing.T) {
-	h, c := newHost(t), newNS(t)
+	h, c := newHost(t), netns.New(t)
 	s := h.spec("c1", c)
 	r := h.must(h.attach(s))
 	if d := h.check(r.Key, c); len(d) > 0 {
@@ -218,7 +219,7 @@ func TestDetach(t *testing.T) {
 		"no record":                 func(_ endpoint.Key, c *kernel.NS) *kernel.NS { h.forget(); return c },
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := newNS(t)
+			c := netns.New(t)
 			h.must(h.attach(h.spec("c1", c)))
 			ns := prepare(key("c1"), c)
 			for range 2 {
@@ -252,7 +253,7 @@ func (h host) forget() {
 
 // TestDetachLeavesForeignInterfaces: without a record only what is certainly ours goes.
 func TestDetachLeavesForeignInterfaces(t *testing.T) {
-	h, c := newHost(t), newNS(t)
+	h, c := newHost(t), netns.New(t)
 	ip(t, c, "link", "add", "eth0", "address", "ee:ee:0a:ff:1e:02", "type", "veth", "peer", "name", "other")
 	if err := h.detach(key("c1"), c); err != nil {
 		t.Error(err)
@@ -262,7 +263,7 @@ func TestDetachLeavesForeignInterfaces(t *testing.T) {
 
 func TestFailedAttachLeavesNothing(t *testing.T) {
 	h := newHost(t)
-	taken := newNS(t)
+	taken := netns.New(t)
 	ip(t, taken, "link", "add", "eth0", "type", "bridge")
 	if _, err := h.attach(h.spec("c1", taken)); !errors.Is(err, fault.Conflict) {
 		t.Errorf("interface that exists: %v, want a conflict", err)
@@ -272,7 +273,7 @@ func TestFailedAttachLeavesNothing(t *testing.T) {
 
 	refused := errors.New("refused")
 	err := h.ns.Do(func() error {
-		_, err := h.dir.Attach(context.Background(), h.spec("c2", newNS(t)), func(endpoint.Record) error { return refused })
+		_, err := h.dir.Attach(context.Background(), h.spec("c2", netns.New(t)), func(endpoint.Record) error { return refused })
 		return err
 	})
 	if !errors.Is(err, refused) {
@@ -288,12 +289,12 @@ func TestForeignDevicesAndRoutesTakeAddresses(t *testing.T) {
 	ip(t, h.ns, "link", "set", "br0", "up")
 	ip(t, h.ns, "route", "add", "10.255.30.3/32", "dev", "br0")
 	ip(t, h.ns, "addr", "add", "10.255.30.4/16", "dev", "br0")
-	r := h.must(h.attach(h.spec("c1", newNS(t))))
+	r := h.must(h.attach(h.spec("c1", netns.New(t))))
 	if got := r.Address().String(); got != "10.255.30.5" {
 		t.Errorf("address %s, want the first that nobody has", got)
 	}
 	for i, want := range map[string]string{"10.255.30.2": "device s-010255030002", "10.255.30.3": "br0", "10.255.30.4": "br0", "10.255.30.5": "c1/eth0"} {
-		s := h.spec("c2", newNS(t))
+		s := h.spec("c2", netns.New(t))
 		s.Requested = netip.MustParseAddr(i)
 		if _, err := h.attach(s); !errors.Is(err, fault.Conflict) || !strings.Contains(err.Error(), want) {
 			t.Errorf("requested %s: %v, want a conflict that names %q", i, err, want)
@@ -305,7 +306,7 @@ func TestForeignDevicesAndRoutesTakeAddresses(t *testing.T) {
 }
 
 func TestDeviceNumbersThatAreTaken(t *testing.T) {
-	h, c := newHost(t), newNS(t)
+	h, c := newHost(t), netns.New(t)
 	ip(t, h.ns, "link", "add", "host0", "index", fmt.Sprint(1<<24|255<<16|30<<8|2), "type", "bridge")
 	ip(t, c, "link", "add", "cont0", "index", "102", "type", "bridge")
 	r := h.must(h.attach(h.spec("c1", c)))
@@ -323,7 +324,7 @@ func TestDeviceNumbersThatAreTaken(t *testing.T) {
 }
 
 func TestSecondInterface(t *testing.T) {
-	h, c := newHost(t), newNS(t)
+	h, c := newHost(t), netns.New(t)
 	first := h.must(h.attach(h.spec("c1", c)))
 	s := h.spec("c1", c)
 	s.Interface = "eth1"
@@ -350,7 +351,7 @@ func TestConcurrentAttach(t *testing.T) {
 	records := make([]endpoint.Record, n)
 	var wg sync.WaitGroup
 	for i := range n {
-		c := newNS(t)
+		c := netns.New(t)
 		wg.Go(func() {
 			r, err := h.attach(h.spec(fmt.Sprintf("c%d", i), c))
 			if err != nil {
@@ -383,7 +384,7 @@ func TestConcurrentAttach(t *testing.T) {
 
 // TestAttachAndDetachOfOneEndpointTakeTurns: whichever comes last, the endpoint is whole or gone.
 func TestAttachAndDetachOfOneEndpointTakeTurns(t *testing.T) {
-	h, c := newHost(t), newNS(t)
+	h, c := newHost(t), netns.New(t)
 	for range 5 {
 		var wg sync.WaitGroup
 		for range 3 {

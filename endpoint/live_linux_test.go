@@ -17,12 +17,13 @@ import (
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 // TestPortsOfALiveEndpoint: port maps come and go one by one, and no two endpoints get the same.
 func TestPortsOfALiveEndpoint(t *testing.T) {
 	h := newHost(t)
-	a, b := newNS(t), newNS(t)
+	a, b := netns.New(t), netns.New(t)
 	h.must(h.attach(h.spec("a", a)))
 	h.must(h.attach(h.spec("b", b)))
 	tcp := func(port uint16) endpoint.PortMap {
@@ -99,7 +100,7 @@ func TestPortsOfALiveEndpoint(t *testing.T) {
 func TestPortsOfALiveEndpointCutNothing(t *testing.T) {
 	_, err := exec.LookPath("conntrack")
 	testkit.Require(t, "tools", err)
-	h, ns := newHost(t), newNS(t)
+	h, ns := newHost(t), netns.New(t)
 	r := h.must(h.attach(h.spec("a", ns)))
 	maps := []endpoint.PortMap{{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}, {HostPort: 8081, ContainerPort: 80, Protocol: "udp"}}
 	var conn net.Conn
@@ -131,7 +132,7 @@ func TestPortsOfALiveEndpointCutNothing(t *testing.T) {
 // TestChangesWaitForTheirOwnEndpointOnly: while somebody works on an endpoint, whoever wants to change that one keeps nobody from attaching another.
 func TestChangesWaitForTheirOwnEndpointOnly(t *testing.T) {
 	h := newHost(t)
-	a, b := newNS(t), newNS(t)
+	a, b := netns.New(t), netns.New(t)
 	working, end, done := make(chan struct{}), make(chan struct{}), make(chan error, 2)
 	finish := sync.OnceFunc(func() { close(end) })
 	late := time.AfterFunc(30*time.Second, func() { t.Error("another endpoint has to wait as well"); finish() })
@@ -174,7 +175,7 @@ func TestChangesWaitForTheirOwnEndpointOnly(t *testing.T) {
 // TestNetOutOfALiveEndpoint: rules are appended, each once, and a list that nobody gave becomes one.
 func TestNetOutOfALiveEndpoint(t *testing.T) {
 	h := newHost(t)
-	ns := newNS(t)
+	ns := netns.New(t)
 	first := h.must(h.attach(h.spec("a", ns)))
 	rule := func(s string) json.RawMessage { return json.RawMessage(`{"protocol":` + s + `}`) }
 	add := func(want string, rules ...json.RawMessage) {

@@ -12,6 +12,7 @@ import (
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 func (h host) open(r endpoint.Record) (ns *kernel.NS, err error) {
@@ -61,7 +62,7 @@ func sleeper(t *testing.T, ns *kernel.NS) (path string, end func()) {
 }
 
 func TestOpenNamespace(t *testing.T) {
-	h, c, other := newHost(t), newNS(t), newNS(t)
+	h, c, other := newHost(t), netns.New(t), netns.New(t)
 	path := filepath.Join(t.TempDir(), "c1")
 	if err := c.Bind(path); err != nil {
 		t.Fatal(err)
@@ -105,7 +106,7 @@ func TestOpenNamespace(t *testing.T) {
 
 // TestOpenNamespaceThoughItsPathIsAnothers: what the runtime named may be anything by now, such as a number of a descriptor that is a socket's.
 func TestOpenNamespaceThoughItsPathIsAnothers(t *testing.T) {
-	h, c := newHost(t), newNS(t)
+	h, c := newHost(t), netns.New(t)
 	r := h.must(h.attach(h.spec("c1", c)))
 	dir := t.TempDir()
 	l, err := net.Listen("unix", filepath.Join(dir, "socket"))
@@ -128,7 +129,7 @@ func TestOpenNamespaceThoughItsPathIsAnothers(t *testing.T) {
 }
 
 func TestOpenNamespaceLeaksNothing(t *testing.T) {
-	h, c := newHost(t), newNS(t)
+	h, c := newHost(t), netns.New(t)
 	sleeper(t, c)
 	r := h.must(h.attach(h.spec("c1", c)))
 	count := func() int {

@@ -11,12 +11,13 @@ import (
 
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 // named gives a container's namespace a name and attaches it.
 func (h host) named(id string) (r endpoint.Record, ns *kernel.NS) {
 	h.t.Helper()
-	ns = newNS(h.t)
+	ns = netns.New(h.t)
 	s := h.spec(id, ns)
 	s.Path = filepath.Join(h.t.TempDir(), id)
 	if err := ns.Bind(s.Path); err != nil {
@@ -49,7 +50,7 @@ func TestReaper(t *testing.T) {
 	if err := kernel.UnbindNS(again.Path); err != nil {
 		t.Fatal(err)
 	}
-	if err := newNS(t).Bind(again.Path); err != nil {
+	if err := netns.New(t).Bind(again.Path); err != nil {
 		t.Fatal(err)
 	}
 	dead, ns := h.named("dead")
@@ -111,7 +112,7 @@ func TestReaperBesideAttach(t *testing.T) {
 		})
 	})
 	for range 20 {
-		c := newNS(t)
+		c := netns.New(t)
 		s := h.spec("c1", c) // its path names nothing: only the device and the lock speak for it
 		rec := h.must(h.attach(s))
 		if got, err := h.dir.Lookup(s.Key); err != nil || got.Address() != rec.Address() {

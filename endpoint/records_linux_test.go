@@ -14,15 +14,16 @@ import (
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"github.com/google/go-cmp/cmp"
 )
 
 func TestCollect(t *testing.T) {
 	h := newHost(t)
 	for _, id := range []string{"c1", "c2", "c3"} {
-		h.must(h.attach(h.spec(id, newNS(t))))
+		h.must(h.attach(h.spec(id, netns.New(t))))
 	}
-	foreign := h.spec("c1", newNS(t))
+	foreign := h.spec("c1", netns.New(t))
 	foreign.Network = "other"
 	h.must(h.attach(foreign))
 	collect := func(valid ...endpoint.Key) (n int) {
@@ -54,14 +55,14 @@ func TestCollect(t *testing.T) {
 
 func TestRecordsOfAnEarlierBootAreVoid(t *testing.T) {
 	h := newHost(t)
-	h.must(h.attach(h.spec("c1", newNS(t))))
+	h.must(h.attach(h.spec("c1", netns.New(t))))
 	if err := os.WriteFile(filepath.Join(h.dir.Path(), ".boot"), []byte("another\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if r, bad, err := h.dir.List(); len(r)+len(bad) != 0 || err != nil {
 		t.Errorf("listed %v %v %v, want nothing", r, bad, err)
 	}
-	h.must(h.attach(h.spec("c2", newNS(t))))
+	h.must(h.attach(h.spec("c2", netns.New(t))))
 	if f := h.files(); len(f) != 1 || !strings.Contains(f[0], "@c2@") {
 		t.Errorf("records %v, want c2's", f)
 	}
@@ -69,8 +70,8 @@ func TestRecordsOfAnEarlierBootAreVoid(t *testing.T) {
 
 func TestListReportsBadRecords(t *testing.T) {
 	h := newHost(t)
-	good := h.must(h.attach(h.spec("c2", newNS(t))))
-	h.must(h.attach(h.spec("c1", newNS(t))))
+	good := h.must(h.attach(h.spec("c2", netns.New(t))))
+	h.must(h.attach(h.spec("c1", netns.New(t))))
 	h.spoil("{}") // c1's comes first
 	records, bad, err := h.dir.List()
 	if err != nil {
@@ -98,7 +99,7 @@ func TestListReportsBadRecords(t *testing.T) {
 }
 
 func TestSpecIsJudged(t *testing.T) {
-	h, c := newHost(t), newNS(t)
+	h, c := newHost(t), netns.New(t)
 	for name, change := range map[string]func(*endpoint.Spec){
 		"no network":       func(s *endpoint.Spec) { s.Network = "" },
 		"network with @":   func(s *endpoint.Spec) { s.Network = "a@b" },
@@ -152,10 +153,10 @@ func TestConnectionsOfEarlierHolders(t *testing.T) {
 	connect("192.0.2.1", "10.255.30.200", "1002")
 	connect("10.255.30.9", "192.0.2.1", "1003")
 	connect("10.255.31.2", "192.0.2.1", "1004") // another subnet
-	r := h.must(h.attach(h.spec("c1", newNS(t))))
+	r := h.must(h.attach(h.spec("c1", netns.New(t))))
 	want("after the first ADD", "1003", "1004")
 	connect("192.0.2.1", r.Address().String(), "1005")
-	h.must(h.attach(h.spec("c2", newNS(t))))
+	h.must(h.attach(h.spec("c2", netns.New(t))))
 	want("after the second ADD", "1003", "1004", "1005")
 	if err := h.detach(r.Key, nil); err != nil {
 		t.Fatal(err)

@@ -13,12 +13,13 @@ import (
 
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 // TestDetachSparesAnotherEndpointInTheNamespace: a runtime may name a namespace that has another container's interface by now,
 // because the path was used again, or that another network is attached to by the same name.
 func TestDetachSparesAnotherEndpointInTheNamespace(t *testing.T) {
-	h, c := newHost(t), newNS(t)
+	h, c := newHost(t), netns.New(t)
 	r := h.must(h.attach(h.spec("c2", c)))
 	other := key("c2")
 	other.Network = "other"
@@ -41,7 +42,7 @@ func TestDetachSparesAnotherEndpointInTheNamespace(t *testing.T) {
 // TestDirectoryWithOtherFiles: after a reboot only what is ours in the directory is void.
 func TestDirectoryWithOtherFiles(t *testing.T) {
 	h := newHost(t)
-	h.must(h.attach(h.spec("c1", newNS(t))))
+	h.must(h.attach(h.spec("c1", netns.New(t))))
 	if err := os.Mkdir(filepath.Join(h.dir.Path(), "database"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +51,7 @@ func TestDirectoryWithOtherFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	h.must(h.attach(h.spec("c2", newNS(t))))
+	h.must(h.attach(h.spec("c2", netns.New(t))))
 	for _, name := range []string{"lease.json", ".profile", "database/file"} {
 		if _, err := os.Stat(filepath.Join(h.dir.Path(), name)); err != nil {
 			t.Error(err)
@@ -68,7 +69,7 @@ func TestDeadAttachmentTakesTheSubnetOfNow(t *testing.T) {
 		"route gone":  func(_ endpoint.Record, _ *host, c *kernel.NS) { ip(t, c, "route", "del", "default") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			h, c := newHost(t), newNS(t)
+			h, c := newHost(t), netns.New(t)
 			old := h.must(h.attach(h.spec("c1", c)))
 			s := h.spec("c1", c)
 			s.Subnet = netip.MustParsePrefix("10.255.40.0/24")
@@ -92,7 +93,7 @@ func TestDeadAttachmentTakesTheSubnetOfNow(t *testing.T) {
 
 // TestDetachSparesForeignDevices: the name of a device alone does not make it ours.
 func TestDetachSparesForeignDevices(t *testing.T) {
-	h, c := newHost(t), newNS(t)
+	h, c := newHost(t), netns.New(t)
 	r := h.must(h.attach(h.spec("c1", c)))
 	ip(t, h.ns, "link", "del", r.Device)
 	ip(t, h.ns, "link", "add", r.Device, "type", "bridge")
@@ -126,7 +127,7 @@ func TestOddRecordFiles(t *testing.T) {
 		"IPv6": func(p string) error { return os.Rename(p, p[:strings.LastIndex(p, "@")]+"@fd00::1") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			h, c := newHost(t), newNS(t)
+			h, c := newHost(t), netns.New(t)
 			h.must(h.attach(h.spec("c1", c)))
 			if err := spoil(filepath.Join(h.dir.Path(), h.files()[0])); err != nil {
 				t.Fatal(err)
@@ -147,7 +148,7 @@ func TestOddRecordFiles(t *testing.T) {
 // TestAttachAfterHalfAnAttachment: whoever made the devices was killed before it came to the container's side, in a namespace that
 // has never had a route.
 func TestAttachAfterHalfAnAttachment(t *testing.T) {
-	h, c, fresh := newHost(t), newNS(t), newNS(t)
+	h, c, fresh := newHost(t), netns.New(t), netns.New(t)
 	s := h.spec("c1", c)
 	r := h.must(h.attach(s))
 	ip(t, h.ns, "link", "del", r.Device)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"code.cloudfoundry.org/silk/endpoint"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 // watching starts a Watch and returns what it has heard, and how to end it.
@@ -38,7 +39,7 @@ func awaitHeard(t *testing.T, heard chan struct{}, what string) {
 }
 
 func TestWatchHearsOfContainers(t *testing.T) {
-	h, c := newHost(t), newNS(t)
+	h, c := newHost(t), netns.New(t)
 	heard, stop := watching(t, h)
 	defer stop()
 	awaitHeard(t, heard, "the start")

@@ -18,19 +18,12 @@ import (
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"code.cloudfoundry.org/silk/nat"
 	"github.com/google/go-cmp/cmp"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
-
-func newNS(t testing.TB) *kernel.NS {
-	t.Helper()
-	ns, err := kernel.NewNS()
-	testkit.Require(t, "netns", err)
-	t.Cleanup(func() { ns.Close() })
-	return ns
-}
 
 func prefixes(list ...string) []netip.Prefix {
 	var out []netip.Prefix
@@ -74,7 +67,7 @@ func nft(t testing.TB, ns *kernel.NS, args ...string) string {
 
 // TestListing holds what the nft of Debian 12 makes of our rule.
 func TestListing(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	set(t, ns, config(prefixes("10.255.30.0/24"), prefixes("10.255.0.0/16", "192.168.7.0/24")))
 	testkit.Listing(t, "testdata/listing.nft", nft(t, ns, "list", "table", "inet", nat.Table), *update)
 }
@@ -95,7 +88,7 @@ func states() []nat.Config {
 
 // TestRandomWalk jumps between configurations, and in between a saboteur damages what is ours and adds what is not.
 func TestRandomWalk(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	nft(t, ns, "add table inet silk; add set inet silk overlay-peers { type ipv4_addr; }; add chain inet silk overlay-input { type filter hook input priority 0; }; add table ip other")
 	sabotage := []string{
 		"delete table inet silk; add table inet silk; add set inet silk overlay-peers { type ipv4_addr; }; add chain inet silk overlay-input { type filter hook input priority 0; }",
@@ -150,7 +143,7 @@ func remove(t testing.TB, ns *kernel.NS) {
 }
 
 func TestRemoveTakesAnEmptyTable(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	remove(t, ns)
 	set(t, ns, states()[3])
 	remove(t, ns)
@@ -161,7 +154,7 @@ func TestRemoveTakesAnEmptyTable(t *testing.T) {
 
 // TestChangesAreSmall: what agrees is not sent again.
 func TestChangesAreSmall(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	set(t, ns, states()[1])
 	got := explain(t, ns, states()[2])
 	want := []string{"add element inet silk nat-no-masquerade { 10.255.0.0-10.255.255.255 }"}
@@ -171,7 +164,7 @@ func TestChangesAreSmall(t *testing.T) {
 }
 
 func TestEnsureAdds(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	for _, is := range []bool{false, true} {
 		if got, err := nat.Installed(ns); err != nil || got != is {
 			t.Errorf("installed %v %v, want %v", got, err, is)
@@ -206,7 +199,7 @@ func TestEnsureAdds(t *testing.T) {
 }
 
 func TestManySetAtOnce(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	var wg sync.WaitGroup
 	for i := range 16 {
 		wg.Go(func() {
@@ -224,7 +217,7 @@ func TestManySetAtOnce(t *testing.T) {
 
 // TestWatch: whoever changes what is ours is heard, and nobody else.
 func TestWatch(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	set(t, ns, config(prefixes("10.255.30.0/24"), nil))
 	ctx, cancel := context.WithCancel(context.Background())
 	heard, done := make(chan struct{}, 100), make(chan error, 1)
@@ -260,7 +253,7 @@ func TestWatch(t *testing.T) {
 }
 
 func TestConfigIsJudged(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	for _, c := range []nat.Config{
 		{}, {VTEP: "name-of-sixteen-"}, {VTEP: "a*"}, {VTEP: "a\x00b"},
 		config(prefixes("fd00::/64"), nil), config(nil, []netip.Prefix{{}}),
@@ -273,7 +266,7 @@ func TestConfigIsJudged(t *testing.T) {
 
 // TestTraffic sends packets from a container to a neighbour of the host, and looks at where they seem to come from.
 func TestTraffic(t *testing.T) {
-	host, c, outside := newNS(t), newNS(t), newNS(t)
+	host, c, outside := netns.New(t), netns.New(t), netns.New(t)
 	ip := func(ns *kernel.NS, args string) {
 		t.Helper()
 		if err := ns.Do(func() error {

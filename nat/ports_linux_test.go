@@ -12,6 +12,7 @@ import (
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"code.cloudfoundry.org/silk/nat"
 	"github.com/google/go-cmp/cmp"
 )
@@ -67,7 +68,7 @@ func missing(t testing.TB, ns *kernel.NS, maps ...nat.PortMap) []string {
 
 // TestPortMapListing holds what the nft of Debian 12 makes of the chains and maps.
 func TestPortMapListing(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	set(t, ns, config(prefixes("10.255.30.0/24"), nil))
 	maps := []nat.PortMap{
 		portMap(nat.TCP, ":8080", "10.255.30.2:80"), portMap(nat.UDP, "10.0.16.15:53", "10.255.30.2:5353"),
@@ -102,7 +103,7 @@ func TestPortMapListing(t *testing.T) {
 }
 
 func TestAPortBelongsToOne(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	first, second := portMap(nat.TCP, ":8080", "10.255.30.2:80"), portMap(nat.TCP, ":8080", "10.255.30.3:80")
 	other := portMap(nat.TCP, ":8081", "10.255.30.3:80")
 	if err := mapPorts(t, ns, anybody, first); err != nil {
@@ -128,7 +129,7 @@ func TestAPortBelongsToOne(t *testing.T) {
 
 // TestPortMapsAreRepaired damages the table in every way and lets MapPorts and SetPorts mend it.
 func TestPortMapsAreRepaired(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	maps := []nat.PortMap{portMap(nat.TCP, ":8080", "10.255.30.2:80"), portMap(nat.UDP, "10.0.16.15:53", "10.255.30.2:5353")}
 	set(t, ns, config(prefixes("10.255.30.0/24"), nil))
 	if err := mapPorts(t, ns, nobody, maps...); err != nil {
@@ -174,7 +175,7 @@ var errTaken = errors.New("taken")
 func port(n int) string { return strconv.Itoa(n) }
 
 func TestParallelMaps(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	const n = 64
 	errs := make(chan error, 2*n)
 	for i := range n {

@@ -12,6 +12,7 @@ import (
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"code.cloudfoundry.org/silk/overlay"
 	"golang.org/x/sys/unix"
 )
@@ -93,7 +94,7 @@ func TestNoPortOpensWithoutItsGuard(t *testing.T) {
 
 // TestDeviceInAnotherNamespaceIsNamed moves the VTEP away: it keeps the VNI of the host that it was made on.
 func TestDeviceInAnotherNamespaceIsNamed(t *testing.T) {
-	h, other := newHost(t, "10.0.16.15"), &host{t: t, ns: newNS(t)}
+	h, other := newHost(t, "10.0.16.15"), &host{t: t, ns: netns.New(t)}
 	h.set(example())
 	h.sh(fmt.Sprintf("ip link set silk-vtep netns /proc/%d/fd/%d", pid(), other.ns.FD()))
 	_, err := h.f.Set(context.Background(), example())
@@ -114,7 +115,7 @@ func TestFragmentsCannotInjectVXLAN(t *testing.T) {
 	}
 	home := hosts[0]
 	home.countArrivals()
-	container := &host{t: t, ns: newNS(t)}
+	container := &host{t: t, ns: netns.New(t)}
 	home.sh(fmt.Sprintf(`ip link add s-010255001007 type veth peer name c0; ip link set s-010255001007 up; ip addr add 169.254.0.1 peer 10.255.1.7/32 dev s-010255001007
 		ip link set c0 netns /proc/%d/fd/%d`, pid(), container.ns.FD()))
 	container.sh("ip link set c0 up mtu 600; ip addr add 10.255.1.7 peer 169.254.0.1/32 dev c0; ip route add default via 169.254.0.1")
@@ -149,7 +150,7 @@ func TestContainersCannotClaimAnothersSource(t *testing.T) {
 		nft add table inet t; nft 'add chain inet t after { type filter hook prerouting priority -200; }'; nft add rule inet t after udp dport 9 counter comment after`)
 	containers := make([]*host, 3)
 	for i, device := range []string{"s-010255001007", "s-010255001008", "s-another"} { // the last is not known by its name
-		c := &host{t: t, ns: newNS(t)}
+		c := &host{t: t, ns: netns.New(t)}
 		containers[i] = c
 		a := fmt.Sprintf("10.255.1.%d", 7+i)
 		home.sh(fmt.Sprintf(`ip link add %s type veth peer name c0; ip link set %s up; ip addr add 169.254.0.1 peer %s/32 dev %s

@@ -1,19 +1,16 @@
 package overlay_test
 
 import (
-	"bytes"
 	"context"
-	"errors"
-	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"code.cloudfoundry.org/silk/lease"
 	"code.cloudfoundry.org/silk/overlay"
 )
@@ -25,18 +22,10 @@ type host struct {
 	f  *overlay.Fabric
 }
 
-func newNS(t testing.TB) *kernel.NS {
-	t.Helper()
-	ns, err := kernel.NewNS()
-	testkit.Require(t, "netns", err)
-	t.Cleanup(func() { ns.Close() })
-	return ns
-}
-
 // newHost returns a host whose eth0 has the address, its other end being in the same namespace.
 func newHost(t testing.TB, underlay string) *host {
 	t.Helper()
-	h := &host{t: t, ns: newNS(t)}
+	h := &host{t: t, ns: netns.New(t)}
 	h.sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1; ip link set lo up; ip link add eth0 type veth peer name wire; ip addr add " + underlay + "/24 dev eth0; ip link set eth0 up; ip link set wire up; sysctl -qw net.ipv6.conf.default.disable_ipv6=0")
 	h.open()
 	return h
@@ -53,25 +42,11 @@ func (h *host) open() {
 }
 
 // try runs shell commands on the host.
-func (h *host) try(script string) (string, error) {
-	var out []byte
-	err := h.ns.Do(func() (err error) {
-		out, err = exec.Command("sh", "-ec", script).CombinedOutput()
-		return err
-	})
-	if errors.Is(err, exec.ErrNotFound) || bytes.Contains(out, []byte("not found\n")) && bytes.Contains(out, []byte("sh: ")) {
-		testkit.Require(h.t, "tools", fmt.Errorf("%w: %s", err, out))
-	}
-	return string(out), err
-}
+func (h *host) try(script string) (string, error) { return netns.Try(h.t, h.ns, script) }
 
 func (h *host) sh(script string) string {
 	h.t.Helper()
-	out, err := h.try(script)
-	if err != nil {
-		h.t.Fatalf("%s: %v\n%s", script, err, out)
-	}
-	return out
+	return netns.Shell(h.t, h.ns, script)
 }
 
 func newLease(subnet, underlay string) lease.Lease {

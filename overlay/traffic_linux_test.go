@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"code.cloudfoundry.org/silk/lease"
 	"code.cloudfoundry.org/silk/overlay"
 )
@@ -20,11 +21,11 @@ import (
 // segment returns hosts whose eth0 are joined by a bridge in a namespace of its own, with the addresses 10.0.16.1, .2, ...
 func segment(t *testing.T, n int) []*host {
 	t.Helper()
-	sw := &host{t: t, ns: newNS(t)}
+	sw := &host{t: t, ns: netns.New(t)}
 	sw.sh("ip link add br0 type bridge; ip link set br0 up")
 	var hosts []*host
 	for i := range n {
-		h := &host{t: t, ns: newNS(t)}
+		h := &host{t: t, ns: netns.New(t)}
 		h.sh(fmt.Sprintf(`sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1 net.ipv4.ip_forward=1; ip link set lo up
 			ip link add eth0 type veth peer name port%d; ip addr add 10.0.16.%d/24 dev eth0; ip link set eth0 up
 			ip link set port%d netns /proc/%d/fd/%d`, i+1, i+1, i+1, pid(), sw.ns.FD()))
@@ -329,7 +330,7 @@ func TestContainerCannotInjectVXLAN(t *testing.T) {
 	}
 	home, victim := hosts[0], hosts[1]
 	victim.countArrivals()
-	container := &host{t: t, ns: newNS(t)}
+	container := &host{t: t, ns: netns.New(t)}
 	home.sh(fmt.Sprintf(`ip link add s-010255001007 type veth peer name c0; ip link set s-010255001007 up; ip addr add 169.254.0.1 peer 10.255.1.7/32 dev s-010255001007
 		ip link set c0 netns /proc/%d/fd/%d; nft add table ip nat; nft 'add chain ip nat post { type nat hook postrouting priority 100; }'; nft add rule ip nat post oifname eth0 masquerade`, pid(), container.ns.FD()))
 	container.sh("ip link set c0 up; ip addr add 10.255.1.7 peer 169.254.0.1/32 dev c0; ip route add default via 169.254.0.1")

@@ -15,6 +15,7 @@ import (
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"code.cloudfoundry.org/silk/policy/policysql"
 	"code.cloudfoundry.org/silk/secgroup"
 )
@@ -30,10 +31,10 @@ var near, far = netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("198.51.
 
 func (w *world) internet() *internet {
 	w.t.Helper()
-	i := &internet{w, newNS(w.t)}
+	i := &internet{w, netns.New(w.t)}
 	w.onHost(fmt.Sprintf("ip link add out type veth peer name in netns /proc/%d/fd/%d && ip addr add 203.0.113.1/24 dev out && ip link set out up && ip route add default via %v",
 		os.Getpid(), i.ns.FD(), near))
-	inNS(w.t, i.ns, fmt.Sprintf("ip link set lo up && ip addr add %v/24 dev in && ip addr add %v/32 dev lo && ip link set in up && ip route add default via 203.0.113.1", near, far))
+	netns.Shell(w.t, i.ns, fmt.Sprintf("ip link set lo up && ip addr add %v/24 dev in && ip addr add %v/32 dev lo && ip link set in up && ip route add default via 203.0.113.1", near, far))
 	return i
 }
 

@@ -16,6 +16,7 @@ import (
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/kernel/tcp"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"code.cloudfoundry.org/silk/lease"
 	"code.cloudfoundry.org/silk/overlay"
 	"code.cloudfoundry.org/silk/policy"
@@ -94,7 +95,7 @@ func TestPeersOnOneHost(t *testing.T) {
 		if got := says(t, w.ns, at, said); !strings.Contains(got, "bears no tag: no policy let it in") && !strings.Contains(got, "passes this host") {
 			t.Errorf("mask %#x: of the host itself it is said: %s", mask, got)
 		}
-		inNS(t, api.ns, "ip link set lo up") // by which a container reaches itself
+		netns.Shell(t, api.ns, "ip link set lo up") // by which a container reaches itself
 		if got := says(t, api.ns, at, said); !strings.Contains(got, "passes this host") {
 			t.Errorf("mask %#x: of the container itself it is said: %s", mask, got)
 		}

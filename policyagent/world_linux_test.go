@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -20,6 +19,7 @@ import (
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/sqldb"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"code.cloudfoundry.org/silk/policy"
 	"code.cloudfoundry.org/silk/policy/policysql"
 	"code.cloudfoundry.org/silk/secgroup"
@@ -36,17 +36,9 @@ type world struct {
 	number int           // of containers so far
 }
 
-func newNS(t *testing.T) *kernel.NS {
-	t.Helper()
-	ns, err := kernel.NewNS()
-	testkit.Require(t, "netns", err)
-	t.Cleanup(func() { ns.Close() })
-	return ns
-}
-
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, ns: newNS(t), state: filepath.Join(t.TempDir(), "state")}
+	w := &world{t: t, ns: netns.New(t), state: filepath.Join(t.TempDir(), "state")}
 	w.onHost("ip link set lo up && sysctl -qw net.ipv4.ip_forward=1")
 	var err error
 	if w.dir, err = endpoint.Open(filepath.Join(t.TempDir(), "endpoints")); err != nil {
@@ -58,20 +50,7 @@ func newWorld(t *testing.T) *world {
 // onHost runs a command in the host's namespace.
 func (w *world) onHost(command string) string {
 	w.t.Helper()
-	return inNS(w.t, w.ns, command)
-}
-
-func inNS(t *testing.T, ns *kernel.NS, command string) string {
-	t.Helper()
-	var out []byte
-	err := ns.Do(func() (err error) {
-		out, err = exec.Command("sh", "-c", command).CombinedOutput()
-		return err
-	})
-	if err != nil {
-		t.Fatalf("%s: %v: %s", command, err, out)
-	}
-	return string(out)
+	return netns.Shell(w.t, w.ns, command)
 }
 
 // policies opens the database and serves it until the test ends.
@@ -207,7 +186,7 @@ func (w *world) attach(group string) *member {
 
 func (w *world) attachAs(id, group string, address netip.Addr, more ...func(*endpoint.Spec)) *member {
 	w.t.Helper()
-	m := &member{w: w, ns: newNS(w.t), key: endpoint.Key{Network: "silk", Container: id, Interface: "eth0"}}
+	m := &member{w: w, ns: netns.New(w.t), key: endpoint.Key{Network: "silk", Container: id, Interface: "eth0"}}
 	err := w.ns.Do(func() error {
 		s := endpoint.Spec{
 			Key: m.key, Path: "/nowhere", Namespace: m.ns, Subnet: netip.MustParsePrefix("10.255.30.0/24"), MTU: 1450, Group: group, Requested: address,

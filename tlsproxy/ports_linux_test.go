@@ -9,6 +9,7 @@ import (
 
 	"code.cloudfoundry.org/silk/endpoint"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 func TestATakenPortIsReportedAndTriedAgain(t *testing.T) {
@@ -100,14 +101,14 @@ func TestNoNamespaceIsKept(t *testing.T) {
 		defer silent.Close()
 	}
 	device := endpoint.Device(api.address)
-	if out := inNS(t, w.ns, "ip -br link"); !hasText(out, device) {
+	if out := netns.Shell(t, w.ns, "ip -br link"); !hasText(out, device) {
 		t.Fatalf("no device %s: %s", device, out)
 	}
 	testkit.Until(t, patience, "silent connections are there", func() bool { return r.count() >= 10 })
 	l.Close()
 	api.ns.Close()
 	// The kernel takes one namespace of the machine down after the other: others may be before it.
-	testkit.Until(t, 6*patience, "the namespace goes, and its devices with it", func() bool { return !hasText(inNS(t, w.ns, "ip -br link"), device) })
+	testkit.Until(t, 6*patience, "the namespace goes, and its devices with it", func() bool { return !hasText(netns.Shell(t, w.ns, "ip -br link"), device) })
 	if r.count() != 0 || len(r.stands(stays).Ports) != 1 {
 		t.Errorf("%d connections are left; the other container has %+v", r.count(), r.stands(stays))
 	}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 func TestTLSEndsInTheContainer(t *testing.T) {
@@ -95,7 +96,7 @@ func TestIndependentClients(t *testing.T) {
 	})
 	r.listens(api)
 	name := api.key.Container + ".apps.internal"
-	out := inNS(t, web.ns, fmt.Sprintf("curl -sS --max-time 10 --cacert %s --resolve %s:61443:%v https://%s:61443/path", w.ca.file, name, api.address, name))
+	out := netns.Shell(t, web.ns, fmt.Sprintf("curl -sS --max-time 10 --cacert %s --resolve %s:61443:%v https://%s:61443/path", w.ca.file, name, api.address, name))
 	if !hasText(out, "GET /path HTTP/1.1") {
 		t.Errorf("curl got %q", out)
 	}
@@ -103,7 +104,7 @@ func TestIndependentClients(t *testing.T) {
 		t.Errorf("curl took the certificate for another name: %s", out)
 	}
 	for _, version := range []string{"-tls1_2", "-tls1_3"} {
-		out = inNS(t, web.ns, fmt.Sprintf("printf 'GET /openssl HTTP/1.0\\r\\n\\r\\n' | openssl s_client -ign_eof -quiet -verify_return_error %s -CAfile %s -verify_ip %v -connect %v:61443",
+		out = netns.Shell(t, web.ns, fmt.Sprintf("printf 'GET /openssl HTTP/1.0\\r\\n\\r\\n' | openssl s_client -ign_eof -quiet -verify_return_error %s -CAfile %s -verify_ip %v -connect %v:61443",
 			version, w.ca.file, api.address, api.address))
 		if !hasText(out, "GET /openssl HTTP/1.0") {
 			t.Errorf("openssl %s got %q", version, out)
@@ -112,8 +113,8 @@ func TestIndependentClients(t *testing.T) {
 	for _, version := range []string{"-tls1_2", "-tls1_3"} { // resumption, and a second look at the same certificate
 		session := filepath.Join(t.TempDir(), "session")
 		ask := fmt.Sprintf("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | openssl s_client -ign_eof %s -CAfile %s -connect %v:61443", version, w.ca.file, api.address)
-		inNS(t, web.ns, ask+" -sess_out "+session)
-		if out := inNS(t, web.ns, ask+" -sess_in "+session); !hasText(out, "Reused, ") {
+		netns.Shell(t, web.ns, ask+" -sess_out "+session)
+		if out := netns.Shell(t, web.ns, ask+" -sess_in "+session); !hasText(out, "Reused, ") {
 			t.Errorf("%s: the session was not resumed: %s", version, out)
 		}
 	}

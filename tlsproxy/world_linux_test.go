@@ -30,6 +30,7 @@ import (
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/kernel/tcp"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 // patience is how long a behaviour may take to show on a machine that has other things to do.
@@ -45,32 +46,15 @@ type world struct {
 	number int
 }
 
-func newNS(t testing.TB) *kernel.NS {
-	t.Helper()
-	ns, err := kernel.NewNS()
-	testkit.Require(t, "netns", err)
-	t.Cleanup(func() { ns.Close() })
-	return ns
-}
-
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, ns: newNS(t), certs: t.TempDir(), ca: newIssuer(t)}
-	inNS(t, w.ns, "ip link set lo up && sysctl -qw net.ipv4.ip_forward=1")
+	w := &world{t: t, ns: netns.New(t), certs: t.TempDir(), ca: newIssuer(t)}
+	netns.Shell(t, w.ns, "ip link set lo up && sysctl -qw net.ipv4.ip_forward=1")
 	var err error
 	if w.dir, err = endpoint.Open(filepath.Join(t.TempDir(), "endpoints")); err != nil {
 		t.Fatal(err)
 	}
 	return w
-}
-
-func inNS(t testing.TB, ns *kernel.NS, command string) string {
-	t.Helper()
-	out, err := tryInNS(ns, command)
-	if err != nil {
-		t.Fatalf("%s: %v: %s", command, err, out)
-	}
-	return out
 }
 
 func tryInNS(ns *kernel.NS, command string) (string, error) {
@@ -238,9 +222,9 @@ func (w *world) attach(ports ...endpoint.TLSListener) *member {
 func (w *world) attachAs(group string, ports ...endpoint.TLSListener) *member {
 	w.t.Helper()
 	w.number++
-	m := &member{w: w, ns: newNS(w.t), key: endpoint.Key{Network: "silk", Container: fmt.Sprintf("c%d", w.number), Interface: "eth0"}}
+	m := &member{w: w, ns: netns.New(w.t), key: endpoint.Key{Network: "silk", Container: fmt.Sprintf("c%d", w.number), Interface: "eth0"}}
 	m.path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), m.ns.FD())
-	inNS(w.t, m.ns, "ip link set lo up")
+	netns.Shell(w.t, m.ns, "ip link set lo up")
 	err := w.ns.Do(func() error {
 		r, err := w.dir.Attach(context.Background(), endpoint.Spec{
 			Key: m.key, Path: m.path, Namespace: m.ns, Subnet: netip.MustParsePrefix("10.255.30.0/24"), MTU: 1450, Group: group, TLS: ports,

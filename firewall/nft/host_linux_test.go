@@ -1,12 +1,9 @@
 package nft_test
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -14,7 +11,7 @@ import (
 	"code.cloudfoundry.org/silk/firewall/nft"
 	"code.cloudfoundry.org/silk/identity"
 	"code.cloudfoundry.org/silk/internal/kernel"
-	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"code.cloudfoundry.org/silk/policy"
 )
 
@@ -26,32 +23,15 @@ type host struct {
 
 func newHost(t testing.TB) *host {
 	t.Helper()
-	ns, err := kernel.NewNS()
-	testkit.Require(t, "netns", err)
-	t.Cleanup(func() { ns.Close() })
-	return &host{t, ns}
+	return &host{t, netns.New(t)}
 }
 
 // try runs shell commands on the host.
-func (h *host) try(script string) (string, error) {
-	var out []byte
-	err := h.ns.Do(func() (err error) {
-		out, err = exec.Command("sh", "-ec", script).CombinedOutput()
-		return err
-	})
-	if errors.Is(err, exec.ErrNotFound) || bytes.Contains(out, []byte("not found\n")) && bytes.Contains(out, []byte("sh: ")) {
-		testkit.Require(h.t, "tools", fmt.Errorf("%w: %s", err, out))
-	}
-	return string(out), err
-}
+func (h *host) try(script string) (string, error) { return netns.Try(h.t, h.ns, script) }
 
 func (h *host) sh(script string) string {
 	h.t.Helper()
-	out, err := h.try(script)
-	if err != nil {
-		h.t.Fatalf("%s: %v\n%s", script, err, out)
-	}
-	return out
+	return netns.Shell(h.t, h.ns, script)
 }
 
 // open opens the host's table; unowned so that others can be at it.

@@ -8,13 +8,14 @@ import (
 
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 // TestFlushConntrackDeletesOnlyTheAddress makes entries by hand: as client, as server, as target of a port map, of others.
 func TestFlushConntrackDeletesOnlyTheAddress(t *testing.T) {
 	tool, err := exec.LookPath("conntrack")
 	testkit.Require(t, "conntrack", err)
-	ns := newNS(t)
+	ns := netns.New(t)
 	run := func(args ...string) string {
 		t.Helper()
 		var out []byte

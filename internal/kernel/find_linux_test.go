@@ -9,13 +9,14 @@ import (
 
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 // TestFind makes connections by hand: plain, sent on to another address and port, from a translated source, and one that goes the other way.
 func TestFind(t *testing.T) {
 	tool, err := exec.LookPath("conntrack")
 	testkit.Require(t, "conntrack", err)
-	ns := newNS(t)
+	ns := netns.New(t)
 	table, err := kernel.DialConntrack(ns)
 	if err != nil {
 		t.Fatal(err)

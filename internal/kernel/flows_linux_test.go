@@ -9,13 +9,14 @@ import (
 
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 // TestFlows makes connections by hand: plain ones, and one that was sent on to another address and port.
 func TestFlows(t *testing.T) {
 	tool, err := exec.LookPath("conntrack")
 	testkit.Require(t, "conntrack", err)
-	ns := newNS(t)
+	ns := netns.New(t)
 	run := func(args string) string {
 		t.Helper()
 		var out []byte

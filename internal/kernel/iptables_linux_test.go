@@ -7,13 +7,14 @@ import (
 
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 // TestLegacyForwarding reads what iptables-legacy wrote, and makes no table by reading.
 func TestLegacyForwarding(t *testing.T) {
 	tool, err := exec.LookPath("iptables-legacy")
 	testkit.Require(t, "tools", err)
-	ns := newNS(t)
+	ns := netns.New(t)
 	read := func() (f kernel.Forwarding) {
 		t.Helper()
 		if err := ns.Do(func() (err error) { f, err = kernel.LegacyForwarding(); return err }); err != nil {

@@ -8,17 +8,9 @@ import (
 	"testing"
 
 	"code.cloudfoundry.org/silk/internal/kernel"
-	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"golang.org/x/sys/unix"
 )
-
-func newNS(t *testing.T) *kernel.NS {
-	t.Helper()
-	ns, err := kernel.NewNS()
-	testkit.Require(t, "netns", err)
-	t.Cleanup(func() { ns.Close() })
-	return ns
-}
 
 func dial(t *testing.T, ns *kernel.NS) *kernel.Conn {
 	t.Helper()
@@ -56,7 +48,7 @@ func links(t *testing.T, c *kernel.Conn) map[string]bool {
 }
 
 func TestBatchGoesOnAfterARefusal(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	c := dial(t, ns)
 	var b kernel.Batch
 	for _, n := range []string{"a", "a", "b"} {
@@ -75,7 +67,7 @@ func TestBatchGoesOnAfterARefusal(t *testing.T) {
 }
 
 func TestBatchOfManyChunks(t *testing.T) {
-	c := dial(t, newNS(t))
+	c := dial(t, netns.New(t))
 	var b kernel.Batch
 	bridge(&b, "a")
 	for i := range 20_000 {
@@ -97,7 +89,7 @@ func TestDoLeavesTheCallerWhereItWas(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer before.Close()
-	ns := newNS(t)
+	ns := netns.New(t)
 	inside := kernel.NSID{}
 	if err := ns.Do(func() error {
 		n, err := kernel.CurrentNS()
@@ -122,7 +114,7 @@ func TestTheMainThreadStaysWhereItWas(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ns := newNS(t)
+	ns := netns.New(t)
 	for range 2000 { // the runtime picks the thread
 		if err := ns.Do(func() error { return nil }); err != nil {
 			t.Fatal(err)
@@ -135,7 +127,7 @@ func TestTheMainThreadStaysWhereItWas(t *testing.T) {
 
 func TestNamedNamespace(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x")
-	if err := newNS(t).Bind(path); err != nil {
+	if err := netns.New(t).Bind(path); err != nil {
 		t.Fatal(err)
 	}
 	ns, err := kernel.OpenNS(path)

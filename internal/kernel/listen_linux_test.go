@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,7 +28,7 @@ func do(t *testing.T, c *kernel.Conn, b *kernel.Batch) {
 }
 
 func TestPollReadsWhatWasHeardAndDoesNotBlock(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	l, c := listen(t, ns, unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_IFADDR), dial(t, ns)
 	heard := map[uint32]int{} // by who caused it
 	poll := func() {
@@ -62,7 +63,7 @@ func TestPollReadsWhatWasHeardAndDoesNotBlock(t *testing.T) {
 }
 
 func TestPollTellsOfLostNotifications(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	l, c := listen(t, ns, unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_IFADDR), dial(t, ns)
 	var b kernel.Batch
 	for i := range 10_000 {
@@ -83,7 +84,7 @@ func TestPollTellsOfLostNotifications(t *testing.T) {
 }
 
 func TestWaitEndsWithClose(t *testing.T) {
-	l := listen(t, newNS(t), unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
+	l := listen(t, netns.New(t), unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
 	done := make(chan error, 1)
 	go func() { done <- l.Wait(func(kernel.Message) {}) }()
 	l.Close()
@@ -93,7 +94,7 @@ func TestWaitEndsWithClose(t *testing.T) {
 }
 
 func TestGetOfWhatIsNotThere(t *testing.T) {
-	c := dial(t, newNS(t))
+	c := dial(t, netns.New(t))
 	var b kernel.Batch
 	b.Add(unix.RTM_GETLINK, 0, kernel.IfInfo(0, 0, 0))
 	b.String(unix.IFLA_IFNAME, "nowhere")
@@ -138,7 +139,7 @@ func tables(t *testing.T, c *kernel.Conn) (names []string) {
 }
 
 func TestTransactionIsAllOrNothing(t *testing.T) {
-	c := netfilter(t, newNS(t))
+	c := netfilter(t, netns.New(t))
 	var b kernel.Batch
 	for _, n := range []string{"a", "b"} {
 		table(&b, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, n)
@@ -164,7 +165,7 @@ func TestTransactionIsAllOrNothing(t *testing.T) {
 }
 
 func TestTransactionHoldsOnlyForItsGeneration(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	c, other := netfilter(t, ns), netfilter(t, ns)
 	gen, err := c.Generation()
 	if err != nil || gen == 0 {
@@ -193,7 +194,7 @@ func TestTransactionHoldsOnlyForItsGeneration(t *testing.T) {
 
 // TestInterruptedDumpIsNoList changes nftables all the time while a large set is listed.
 func TestInterruptedDumpIsNoList(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	c, other := netfilter(t, ns), netfilter(t, ns)
 	const n = 12_000
 	var b kernel.Batch

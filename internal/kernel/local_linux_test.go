@@ -9,6 +9,7 @@ import (
 
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,7 +18,7 @@ const testProtocol = 83
 // upNS returns a namespace whose loopback interface is up.
 func upNS(t *testing.T) *kernel.NS {
 	t.Helper()
-	ns := newNS(t)
+	ns := netns.New(t)
 	var b kernel.Batch
 	b.Add(unix.RTM_NEWLINK, 0, kernel.IfInfo(1, unix.IFF_UP, unix.IFF_UP))
 	carryOut(t, ns, &b)
@@ -47,7 +48,7 @@ func localRoutes(t *testing.T, ns *kernel.NS, addr netip.Addr) (protocols []byte
 }
 
 func TestLocalAddrs(t *testing.T) {
-	ns := newNS(t) // never had an address
+	ns := netns.New(t) // never had an address
 	if list, err := kernel.LocalAddrs(ns, testProtocol); err != nil || len(list) > 0 {
 		t.Errorf("an empty namespace has %v, %v", list, err)
 	}
@@ -135,7 +136,7 @@ func TestHoldLocalLeavesWhatIsThere(t *testing.T) {
 }
 
 func TestSocketsOfAnotherNamespace(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	want, err := ns.ID()
 	if err != nil {
 		t.Fatal(err)

@@ -6,13 +6,14 @@ import (
 
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 // TestMarkRules finds the rules that look at given bits, and no others.
 func TestMarkRules(t *testing.T) {
 	tool, err := exec.LookPath("ip")
 	testkit.Require(t, "tools", err)
-	ns := newNS(t)
+	ns := netns.New(t)
 	for _, args := range [][]string{{"fwmark", "0x80/0xff", "priority", "10"}, {"fwmark", "0x10000/0xff0000", "priority", "11"}, {"from", "10.0.0.0/8", "priority", "12"},
 		{"fwmark", "0x7", "priority", "13"}} {
 		if err := ns.Do(func() error {

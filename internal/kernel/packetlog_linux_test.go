@@ -14,6 +14,7 @@ import (
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 // logged makes a namespace whose rules log what is sent to 127.0.0.1 by udp, to port 9.
@@ -21,7 +22,7 @@ func logged(t *testing.T) *kernel.NS {
 	t.Helper()
 	tool, err := exec.LookPath("nft")
 	testkit.Require(t, "nft", err)
-	ns := newNS(t)
+	ns := netns.New(t)
 	if err := ns.Do(func() error {
 		if err := exec.Command("ip", "link", "set", "lo", "up").Run(); err != nil {
 			return err

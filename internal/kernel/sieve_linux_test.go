@@ -9,6 +9,7 @@ import (
 
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -16,7 +17,7 @@ import (
 func TestSieveKeepsBackWhatIsAboutTransientDevices(t *testing.T) {
 	ip, err := exec.LookPath("ip")
 	testkit.Require(t, "tools", err)
-	ns := newNS(t)
+	ns := netns.New(t)
 	l, err := kernel.Listen(ns, unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_NEIGH)
 	if err != nil {
 		t.Fatal(err)

@@ -14,11 +14,12 @@ import (
 	"code.cloudfoundry.org/silk/fault"
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"golang.org/x/sys/unix"
 )
 
 func TestSysctlsRememberTheFirstValue(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	s := &kernel.Sysctls{Dir: filepath.Join(t.TempDir(), "sysctl")}
 	const forward, filter, gone = "net/ipv4/ip_forward", "net/ipv4/conf/all/rp_filter", "net/ipv4/conf/a.b/rp_filter"
 	do := func(f func() error) {
@@ -76,7 +77,7 @@ func TestSysctlsRememberTheFirstValue(t *testing.T) {
 }
 
 func TestSysctlsKeepWhatTheyCannotRestore(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	s := &kernel.Sysctls{Dir: t.TempDir()}
 	file := filepath.Join(s.Dir, "net:ipv4:ip_forward")
 	if err := os.WriteFile(file, []byte("garbage"), 0o600); err != nil {
@@ -127,8 +128,8 @@ func TestFlock(t *testing.T) {
 }
 
 func TestVisitComesBack(t *testing.T) {
-	ns := newNS(t)
-	if err := newNS(t).Do(func() error { // on a thread that nobody else uses
+	ns := netns.New(t)
+	if err := netns.New(t).Do(func() error { // on a thread that nobody else uses
 		before, err := threadNS()
 		if err != nil {
 			return err
@@ -168,7 +169,7 @@ func threadNS() (kernel.NSID, error) {
 }
 
 func TestQuery(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	c := dial(t, ns)
 	var b kernel.Batch
 	for _, name := range []string{"lo", "none", "lo"} {
@@ -187,7 +188,7 @@ func TestQuery(t *testing.T) {
 }
 
 func TestHasTable(t *testing.T) {
-	ns := newNS(t)
+	ns := netns.New(t)
 	if there, err := kernel.HasTable(ns, "silk-policy"); err != nil || there {
 		t.Errorf("%v %v, want absent", there, err)
 	}
@@ -223,7 +224,7 @@ func TestHasTable(t *testing.T) {
 func TestHasTableWithRules(t *testing.T) {
 	_, err := exec.LookPath("nft")
 	testkit.Require(t, "nft", err)
-	ns := newNS(t)
+	ns := netns.New(t)
 	for _, step := range []struct {
 		command string
 		want    bool

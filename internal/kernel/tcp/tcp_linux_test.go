@@ -17,15 +17,14 @@ import (
 	"code.cloudfoundry.org/silk/internal/kernel"
 	"code.cloudfoundry.org/silk/internal/kernel/tcp"
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 	"golang.org/x/sys/unix"
 )
 
 // newNS returns a namespace whose loopback interface is up.
 func newNS(t testing.TB) *kernel.NS {
 	t.Helper()
-	ns, err := kernel.NewNS()
-	testkit.Require(t, "netns", err)
-	t.Cleanup(func() { ns.Close() })
+	ns := netns.New(t)
 	c, err := kernel.Dial(ns)
 	if err != nil {
 		t.Fatal(err)
