@@ -305,7 +305,7 @@ func TestManyIdleConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { app.Process.Kill(); app.Wait() }()
-	p := w.launch()
+	p := w.launch(func(c *Config) { c.ConnectTimeout = 10_000 }) // of a machine that is busy
 	testkit.Until(t, patience, "the container is reached", func() bool { return web.tries(api) == nil })
 	n := 2000 // that the figure is of one, and what 10,000 take, is for the benchmark to show
 	if testing.Short() {

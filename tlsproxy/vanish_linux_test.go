@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"code.cloudfoundry.org/silk/internal/testkit"
+	"code.cloudfoundry.org/silk/internal/testkit/netns"
 )
 
 // TestAClientThatVanishesIsNoticed when it had ended its side before, so that nothing more is read from it, and the container says nothing.
@@ -19,15 +20,15 @@ func TestAClientThatVanishesIsNoticed(t *testing.T) {
 		answer string // of the container, which then says nothing more; it is under way when the client has gone
 		vanish func(client *member, raw *net.TCPConn)
 	}{
-		{"cut off", "", func(client *member, _ *net.TCPConn) { inNS(t, client.ns, "ip link set eth0 down") }},
-		{"cut off before it took an answer", "answer", func(client *member, _ *net.TCPConn) { inNS(t, client.ns, "ip link set eth0 down") }},
+		{"cut off", "", func(client *member, _ *net.TCPConn) { netns.Shell(t, client.ns, "ip link set eth0 down") }},
+		{"cut off before it took an answer", "answer", func(client *member, _ *net.TCPConn) { netns.Shell(t, client.ns, "ip link set eth0 down") }},
 		{"killed", "", func(_ *member, raw *net.TCPConn) {
 			raw.SetLinger(0)
 			raw.Close()
 		}},
 	} {
 		api, web := w.attach(standard), w.attach()
-		inNS(t, api.ns, "sysctl -qw net.ipv4.tcp_retries2=3") // which is said of what is not acknowledged
+		netns.Shell(t, api.ns, "sysctl -qw net.ipv4.tcp_retries2=3") // which is said of what is not acknowledged
 		ended, vanished, ends := make(chan error, 1), make(chan bool), make(chan error, 1)
 		api.listen(8080, func(c *net.TCPConn) {
 			defer c.Close()
@@ -97,7 +98,7 @@ func TestAClientThatPausesIsKept(t *testing.T) {
 	}
 	// More questions than it takes to give a client up that does not answer.
 	testkit.Until(t, 2*patience, "questions are answered", func() bool {
-		return hasText(inNS(t, api.ns, "nstat -asz TcpExtTCPKeepAlive | awk '/KeepAlive/ && $2 >= 6 {print \"enough\"}'"), "enough")
+		return hasText(netns.Shell(t, api.ns, "nstat -asz TcpExtTCPKeepAlive | awk '/KeepAlive/ && $2 >= 6 {print \"enough\"}'"), "enough")
 	})
 	close(goOn)
 	if b, err := io.ReadAll(c); string(b) != "late" || err != nil {
