@@ -8,12 +8,14 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// childVariable says what a process that Run starts is to do: "tell ADDRESS" or "pace ADDRESS RATE NANOSECONDS".
+// childVariable says what a process that Run starts is to do: "wake", "tell ADDRESS" or "pace ADDRESS RATE NANOSECONDS".
 const childVariable = "SILK_BENCH_DNS"
 
 // self returns the command that runs this program as a child, which dies with this process.
@@ -29,12 +31,14 @@ func Child() bool {
 	var rate float64
 	var length int64
 	n, _ := fmt.Sscan(os.Getenv(childVariable), &role, &at, &rate, &length)
-	if n < 2 {
+	if n < 1 {
 		return false
 	}
 	unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 	to, err := netip.ParseAddrPort(at)
 	switch {
+	case role == "wake":
+		err = wake()
 	case err != nil:
 	case role == "tell":
 		err = tell(to)
@@ -71,4 +75,37 @@ func (b *run) pace(ctx context.Context, at netip.AddrPort, rate float64, length 
 	}
 	_, err = out.Seek(0, 0)
 	return p, errors.Join(err, json.NewDecoder(out).Decode(&p))
+}
+
+// wake computes while nobody else has anything to compute, until its parent has ended.
+func wake() error {
+	runtime.LockOSThread()
+	if err := unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0); err != nil {
+		return fmt.Errorf("compute when nobody else does: %w", err)
+	}
+	for parent := os.Getppid(); os.Getppid() == parent; {
+	}
+	return nil
+}
+
+// awake keeps processors from idling until stop: those of a virtual machine are given to others when they do, and come back when it suits
+// the host. How long that takes says nothing of a server.
+func (b *run) awake(ctx context.Context) (stop func(), err error) {
+	var all []*exec.Cmd
+	stop = func() {
+		for _, cmd := range all {
+			cmd.Process.Kill()
+			cmd.Wait()
+		}
+	}
+	for _, c := range slices.Concat(b.serverCPUs, b.loadCPUs) {
+		cmd := self(ctx, "wake")
+		cmd.Stderr = os.Stderr
+		if err := b.pinned([]int{c}, cmd.Start); err != nil {
+			stop()
+			return nil, err
+		}
+		all = append(all, cmd)
+	}
+	return stop, nil
 }

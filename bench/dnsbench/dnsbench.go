@@ -129,6 +129,11 @@ func (b *run) measure(ctx context.Context, r *bench.Report, ours, theirs *proces
 			}
 		}
 	}
+	stop, err := b.awake(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	for range pacedRounds {
 		for _, s := range []*sample{o, t} {
 			if err := s.paced(ctx, b, bench.Median(t.qps)/2); err != nil {
