@@ -34,6 +34,7 @@ type world struct {
 	store  *policysql.Store
 	groups secgroup.Feed // of security groups; nil: there are none
 	number int           // of containers so far
+	keys   []endpoint.Key
 }
 
 func newWorld(t *testing.T) *world {
@@ -187,6 +188,7 @@ func (w *world) attach(group string) *member {
 func (w *world) attachAs(id, group string, address netip.Addr, more ...func(*endpoint.Spec)) *member {
 	w.t.Helper()
 	m := &member{w: w, ns: netns.New(w.t), key: endpoint.Key{Network: "silk", Container: id, Interface: "eth0"}}
+	w.keys = append(w.keys, m.key)
 	err := w.ns.Do(func() error {
 		s := endpoint.Spec{
 			Key: m.key, Path: "/nowhere", Namespace: m.ns, Subnet: netip.MustParsePrefix("10.255.30.0/24"), MTU: 1450, Group: group, Requested: address,
@@ -277,6 +279,7 @@ func tcpPolicy(from, to string, port uint16) policy.Policy {
 }
 
 // allow creates a policy and waits until the agent has it in the kernel.
+// allow returns when policies are in force, and the containers have their rules that can have any: the agent may have heard of policies first.
 func (w *world) allow(r *running, ps ...policy.Policy) {
 	w.t.Helper()
 	rev, err := w.store.CreateWithin(w.t.Context(), ps, 0)
@@ -284,6 +287,11 @@ func (w *world) allow(r *running, ps ...policy.Policy) {
 		w.t.Fatal(err)
 	}
 	r.inForceAt(rev.Counter)
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	defer cancel()
+	for _, k := range w.keys {
+		r.awaitContainer(ctx, k)
+	}
 }
 
 func (w *world) forbid(r *running, ps ...policy.Policy) {
