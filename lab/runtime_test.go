@@ -132,10 +132,14 @@ func runtimesMeet(t *testing.T, rt runtime) {
 			}
 		})
 		rt.run(t, h, id, serve(id))
-		fields := strings.Fields(h.sh(t, shell(rt.exec(id, "ip", "-4", "-o", "addr", "show", "eth0"))))
-		if len(fields) < 4 {
-			t.Fatalf("container %s has no address: %q", id, fields)
-		}
+		var fields []string
+		await(t, id+" has an address", func() error { // ctr may end before it has passed on what the command wrote
+			fields = strings.Fields(h.sh(t, shell(rt.exec(id, "ip", "-4", "-o", "addr", "show", "eth0"))))
+			if len(fields) < 4 {
+				return fmt.Errorf("got %q", fields)
+			}
+			return nil
+		})
 		addr[id], _, _ = strings.Cut(fields[3], "/")
 	}
 	for i, h := range hosts {
